@@ -34,7 +34,7 @@ NO_ANSWER = re.compile(
     r"NewConnection|ConnectionError|Connect(ion)?Timeout|ReadTimeout|ProxyError|SSLError|Max retries"
 )
 PROGRESS = re.compile(r"^ *((?:Collecting|Downloading|Building|Installing) .*)", re.MULTILINE)
-ERROR = re.compile(r"^ *((?:ERROR|[Ee]rror|\w+Error): (?!subprocess-exited).+)", re.MULTILINE)
+ERROR = re.compile(r"^ *((?:ERROR|[Ee]rror|\w+Error): (?![a-z]+(?:-[a-z]+)+$).+)", re.MULTILINE)
 
 
 def room_needed(dependencies: str, system: str, indexes: str) -> float:
@@ -49,7 +49,7 @@ def explain(words: str) -> str:
     missing = re.findall(r"No matching distribution found for (\S+)", words)
     if NO_ROOM.search(words):
         return f"The disk is full: make room here or in {tempfile.gettempdir()} (TMPDIR moves it) and try again."
-    if "ensurepip" in words:
+    if re.search(r"ensurepip is not\s+available|No module named '?(venv|ensurepip)", words):
         return "This Python cannot make environments: install its venv part (Debian: python3-venv) and try again."
     # An index that answers has every package but PyTorch for any machine: having none means that it did not answer.
     if NO_ANSWER.search(words) or ("versions: none" in words and missing and "torch" not in missing[-1]):
@@ -126,7 +126,8 @@ def prepare() -> None:
             make = [sys.executable, "-m", "venv", "--clear", str(VENV)]
             made = subprocess.run(make, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
             if made.returncode:
-                sys.exit(explain(made.stdout.decode(errors="replace")))
+                full = shutil.disk_usage(str(ROOT)).free < 30e6  # venv keeps to itself what its pip complained of
+                sys.exit(explain("No space left on device" if full else made.stdout.decode(errors="replace")))
         if STAMP.is_file():
             STAMP.unlink()
         install()
