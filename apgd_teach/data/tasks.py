@@ -1,0 +1,161 @@
+"""The tasks: a family of pictures and one torchvision transform each. Adding a task is one entry in `VARIANTS`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from apgd_teach.data.families import FAMILIES
+from apgd_teach.errors import DataError
+
+__all__ = ["TASKS", "VARIANTS", "Task", "Variant", "task_names", "tasks_of"]
+
+# Images are transformed this many at a time, to bound the memory. The noise depends on it: changing it changes tasks.
+_BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of showing a family; together they are a task (lesson 01).
+
+    Args:
+        family: a name in `FAMILIES`.
+        name: how the task's name ends: "rotated45" makes "digits-rotated45".
+        transform: a torchvision transform (or any function) from (image, channel=1, row=28, column=28) float32 in
+            [0, 1] to the same shape and range. It is given a block of images at once, so a transform of torchvision
+            that draws its parameters once per call (a random rotation, say) turns a whole block alike; set `each`.
+        seed: makes another draw of a random transform; None is the first one.
+        title: how the variant is called in sentences, when that is not its name.
+        each: give the transform one image at a time, (channel, row, column).
+    """
+
+    family: str
+    name: str
+    transform: Callable[[Tensor], Tensor]
+    seed: int | None = None
+    title: str = ""
+    each: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """A variant with its names (lesson 01)."""
+
+    variant: Variant
+
+    @property
+    def name(self) -> str:
+        """ "digits-rotated45": in code, files and command lines."""
+        return f"{self.variant.family}-{self.variant.name}"
+
+    @property
+    def title(self) -> str:
+        """ "digits, rotated 45°": in figures and tables."""
+        return f"{self.variant.family}, {self.variant.title or self.variant.name}"
+
+    @property
+    def family(self) -> str:
+        """The family's name, a key of `FAMILIES`."""
+        return self.variant.family
+
+    def apply(self, images: Tensor, split: str) -> Tensor:
+        """The task's pictures from its family's.
+
+        What is random is drawn from a seed made of the names of task and split and nothing else: every run and every
+        process sees the same pictures, and the caller's random numbers go on as if nothing had been drawn.
+
+        Args:
+            images: (image, channel=1, row=28, column=28) float32 in [0, 1].
+            split: "train", "validation" or "test".
+
+        Returns:
+            (image, channel=1, row=28, column=28) float32 in [0, 1].
+
+        Raises:
+            DataError: the transform changed shape or type, or left [0, 1].
+        """
+        label = f"{self.name}/{split}/{self.variant.seed or 0}"
+        seed = int.from_bytes(hashlib.sha256(label.encode()).digest()[:7], "big")
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            # Not torch.manual_seed, which would reseed every GPU as well.
+            torch.default_generator.manual_seed(seed)
+            blocks = [self._block(block) for block in images.split(_BLOCK)]
+        shown = torch.cat(blocks)
+        if shown.shape != images.shape or shown.dtype != images.dtype:
+            raise DataError(
+                f"The transform of task '{self.name}' turns {_described(images)} into {_described(shown)}; "
+                "give it a transform that keeps both."
+            )
+        low, high = torch.aminmax(shown)
+        # A hundred-thousandth is rounding, as bilinear interpolation leaves it.
+        if not (low >= -1e-5 and high <= 1 + 1e-5):
+            raise DataError(
+                f"The transform of task '{self.name}' leaves the range 0 to 1 ({low:.3g} to {high:.3g}); "
+                "end it with a clamp, as v2.GaussianNoise does with clip=True."
+            )
+        return shown.clamp_(0, 1) if shown.data_ptr() != images.data_ptr() else shown
+
+    def _block(self, images: Tensor) -> Tensor:
+        if self.variant.each:
+            return torch.stack([self.variant.transform(image) for image in images])
+        return self.variant.transform(images)
+
+
+def _described(images: Tensor) -> str:
+    return f"{tuple(images.shape)} {str(images.dtype).removeprefix('torch.')}"
+
+
+def _turned() -> v2.RandomRotation:
+    return v2.RandomRotation((45, 45), interpolation=v2.InterpolationMode.BILINEAR)
+
+
+VARIANTS: list[Variant] = [
+    Variant("digits", "upright", v2.Identity()),
+    Variant("digits", "rotated45", _turned(), title="rotated 45°"),
+    Variant("digits", "inverted", v2.RandomInvert(p=1.0)),
+    Variant("digits", "noisy", v2.GaussianNoise(sigma=0.3, clip=True)),
+    Variant("fashion", "upright", v2.Identity()),
+    Variant("fashion", "flipped", v2.RandomVerticalFlip(p=1.0)),
+    Variant("fashion", "inverted", v2.RandomInvert(p=1.0)),
+    Variant("fashion", "rotated45", _turned(), title="rotated 45°"),
+]
+
+
+def tasks_of(variants: Iterable[Variant]) -> dict[str, Task]:
+    """The tasks of `variants` by name, in their order.
+
+    Raises:
+        DataError: an unknown family, or two tasks of the same name.
+    """
+    tasks: dict[str, Task] = {}
+    for variant in variants:
+        task = Task(variant)
+        if variant.family not in FAMILIES:
+            raise DataError(unknown("family", variant.family, FAMILIES))
+        if task.name in tasks:
+            raise DataError(f"Two variants make the task '{task.name}'; give one of them another name.")
+        tasks[task.name] = task
+    return tasks
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> str:
+    """The sentence for a name that is not among `known`, with the nearest ones or all of them."""
+    names = list(known)
+    near = get_close_matches(str(name), names, n=2, cutoff=0.5)
+    if near:
+        return f"There is no {kind} '{name}'; did you mean {' or '.join(f'{match!r}' for match in near)}?"
+    return f"There is no {kind} '{name}'; there are {', '.join(names)}."
+
+
+TASKS: dict[str, Task] = tasks_of(VARIANTS)
+
+
+def task_names() -> list[str]:
+    """The names of the tasks, in the order of the course: the digits, then the fashion."""
+    return list(TASKS)
