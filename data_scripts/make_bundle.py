@@ -90,7 +90,7 @@ def read_mnist_pickle(path: Path) -> dict[str, Part]:
     for opcode, argument, position in pickletools.genops(content):
         if opcode.name in ("GLOBAL", "STACK_GLOBAL", "INST") and argument not in _HARMLESS:
             raise DataError(f"The pickle '{path}' names '{argument}', which no array needs; do not trust this file.")
-        if opcode.name == "BINSTRING":
+        if opcode.name == "BINSTRING" and position is not None:
             # pickletools hands out text; the bytes themselves follow the opcode and four bytes of length.
             start = position + 5
             buffers.append(content[start : start + int.from_bytes(content[position + 1 : start], "little")])

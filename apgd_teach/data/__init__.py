@@ -1,4 +1,4 @@
-"""What the tasks are: two families of pictures, eight variants of them, and where the pictures come from (lesson 01)."""
+"""What the tasks are: two families of pictures, eight variants of them, and where they come from (lesson 01)."""
 
 from apgd_teach.data.cards import card, cards_table
 from apgd_teach.data.families import FAMILIES, Family

@@ -136,7 +136,7 @@ def download(families: Sequence[Family], root: Path, *, mirror: str | None, budg
         for archive, md5 in family.dataset.resources:
             target = folder / archive.removesuffix(".gz")
             digest = family.content[target.name]
-            if target.is_file() and hashlib.sha256(read_file(target, "make it readable")).hexdigest() == digest:
+            if os.path.isfile(target) and hashlib.sha256(read_file(target, "make it readable")).hexdigest() == digest:
                 continue
             with _writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -350,8 +350,10 @@ def read_folder(root: Path, family: Family, families: Mapping[str, Family] = FAM
         NotHere: no file of the family is there.
         DataError: no such folder; one of the four files is missing, damaged or has other content.
     """
-    if not root.is_dir():
-        raise DataError(f"There is no folder '{root}'; name the one that holds {family.title}'s four IDX files.")
+    if not os.path.isdir(root):
+        raise DataError(
+            f"There is no folder '{root}' that can be read; name the one that holds {family.title}'s four IDX files."
+        )
     kind = family.dataset.__name__
     remedy = f"put the original files of {family.title} there"
     for place in (root / kind / "raw", root / kind, root / family.slug, root):
@@ -373,9 +375,9 @@ def read_folder(root: Path, family: Family, families: Mapping[str, Family] = FAM
         else:
             return arrays, hashes
     raise NotHere(
-        f"The folder '{root}' holds no {family.title}: put its four IDX files into '{kind}' there, or name another folder."
+        f"The folder '{root}' holds no {family.title}: put its four IDX files into '{kind}' there, or name another."
     )
 
 
 def _one_of(place: Path, name: str) -> Path | None:
-    return next((path for path in (place / name, place / f"{name}.gz") if path.is_file()), None)
+    return next((path for path in (place / name, place / f"{name}.gz") if os.path.isfile(path)), None)

@@ -312,4 +312,6 @@ def _family_data(family: Family, files: tuple[dict[str, NDArray[np.uint8]], dict
                 f"The {split} files of {family.title} do not belong together (images {images.shape}, "
                 f"labels {labels.shape}); put the four files of one download there."
             )
+    for array in arrays.values():
+        array.setflags(write=False)
     return FamilyData(family=family, sha256=hashlib.sha256(lines.encode()).hexdigest(), **arrays)

@@ -99,7 +99,7 @@ class Task:
                 f"The transform of task '{self.name}' leaves the range 0 to 1 ({low:.3g} to {high:.3g}); "
                 "end it with a clamp, as v2.GaussianNoise does with clip=True."
             )
-        return shown.clamp_(0, 1) if shown.data_ptr() != images.data_ptr() else shown
+        return shown.clamp_(0, 1)
 
     def _block(self, images: Tensor) -> Tensor:
         if self.variant.each:
