@@ -95,6 +95,8 @@ def _clean(notebook: NotebookNode, values: Mapping[str, object]) -> None:
     for cell in notebook.cells:
         for key in ("papermill", "execution", "ExecuteTime"):
             cell.metadata.pop(key, None)
+        if not cell.metadata.get("tags", True):  # papermill gives every cell a list of tags
+            del cell.metadata["tags"]
         if cell.cell_type != "code":
             continue
         if "parameters" in cell.metadata.get("tags", []):
@@ -187,7 +189,7 @@ def _stray(notebook: NotebookNode, name: str) -> list[str]:
         if _ADDRESS.search(text):
             problems.append(
                 f"{name}, cell {number}: shows an object's memory address ('{_ADDRESS.findall(text)[0]}'), another one "
-                "in every run; end the cell with a semicolon, or show something else."
+                "in every run; give the cell's last value a name (_ = …), or show something else."
             )
     return problems
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from html import escape
+from html import escape, unescape
 from typing import Any
 
 import latex2mathml.converter
@@ -27,11 +27,15 @@ def to_mathml(latex: str, *, block: bool = False) -> str:
     Raises:
         CourseError: latex2mathml cannot convert it, or does not know one of its commands.
     """
+    bare = re.sub(r"\\.", "", latex)
+    if bare.count("{") != bare.count("}"):  # the converter takes a missing brace for the end of the formula
+        raise CourseError(f"the formula '{latex.strip()}' cannot be turned into MathML; close its braces.")
     try:
-        element: str = latex2mathml.converter.convert(latex.strip(), display="block" if block else "inline")
+        known = re.sub(r"\\arg(?![A-Za-z])", r"\\operatorname{arg}", latex.strip())  # the one the converter lacks
+        element: str = latex2mathml.converter.convert(known, display="block" if block else "inline")
     except Exception as error:  # unbalanced input raises whatever the converter stumbled over, IndexError included
         raise CourseError(
-            f"the formula '{latex.strip()}' cannot be turned into MathML ({type(error).__name__}); check its braces."
+            f"the formula '{latex.strip()}' cannot be turned into MathML ({type(error).__name__}); write it otherwise."
         ) from error
     unknown = _UNKNOWN.search(element)
     if unknown:
@@ -47,7 +51,7 @@ class _Inline(MathInlineParser):
 
     SPECIFICATION = {  # noqa: RUF012 (mistune's own convention)
         **MathInlineParser.SPECIFICATION,
-        "inline_math_tex": r"(?<![$\\])\$(?![\s$])(?P<math_inline_tex>(?:[^$\\]|\\[\s\S])+?)(?<!\s)\$(?![\d$])",
+        "inline_math_tex": r"(?<![$\\])\$(?![\s$])(?P<math_inline_tex>(?:[^$\\`]|\\[\s\S])+?)(?<!\s)\$(?![\d$])",
         "inline_math_latex": r"\\{1,2}\((?P<math_inline_latex>[\s\S]+?)\\{1,2}\)",
     }
 
@@ -73,10 +77,17 @@ class _Renderer(IPythonRenderer):
         return self._math(body, block=True)
 
     def latex_environment(self, name: str, body: str) -> str:
-        # An unnumbered page has no use for the difference between align and align*.
-        inner = name.rstrip("*")
-        latex = body if inner == "equation" else f"\\begin{{{inner}}}{body}\\end{{{inner}}}"
+        # The starred forms are those without numbers, and nothing on a page refers to a number.
+        plain = name.rstrip("*")
+        starred = plain + "*" if plain in {"align", "gather"} else plain
+        latex = body if plain == "equation" else f"\\begin{{{starred}}}{body}\\end{{{starred}}}"
         return self._math(latex, block=True)
+
+    def heading(self, text: str, level: int, **attrs: Any) -> str:
+        # nbconvert would put an anchor in by way of an XML parser that renames every element of a formula.
+        words = unescape(re.sub(r"<[^>]+>", "", text))
+        anchor = escape("-".join(words.split()))
+        return f'<h{level} id="{anchor}">{text}</h{level}>\n'
 
 
 def _render(text: str, renderer: _Renderer) -> str:
@@ -87,7 +98,8 @@ def markdown_to_html(text: str, attachments: dict[str, dict[str, str]] | None = 
     r"""Markdown to HTML: `$…$`, `$$…$$`, `\(…\)`, `\\(…\\)` and LaTeX environments become MathML.
 
     Code spans and blocks are left as they are, and so is a dollar sign that opens no formula ("$5"): the opening
-    sign needs a character right behind it, the closing one a character right before it and no digit behind it.
+    sign needs a character right behind it, the closing one a character right before it and no digit behind it, and no
+    code span begins between the two.
     """
     return _render(text, _Renderer(escape=False, attachments=attachments or {}))
 

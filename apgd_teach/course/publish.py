@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping, Sequence
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +31,11 @@ _STAMPS = {
 
 
 def heading(notebook: NotebookNode) -> str:
-    """The text of the notebook's first heading, without Markdown's marks; "" where there is none."""
+    """The notebook's first heading as plain text, formulas too; "" where there is none."""
     for cell in notebook.cells:
         found = re.search(r"^#{1,6}\s+(.+?)\s*#*$", cell.source, re.M) if cell.cell_type == "markdown" else None
         if found:
-            return re.sub(r"[*_`]", "", found[1])
+            return unescape(re.sub(r"<[^>]+>", "", markdown_to_html(found[1]))).strip()
     return ""
 
 

@@ -1,0 +1,30 @@
+"""Every committed notebook is the published form of its source."""
+
+from pathlib import Path
+
+import pytest
+
+from apgd_teach.course.build import check_built
+from apgd_teach.course.lint import lint
+from apgd_teach.course.sources import read_notebook
+
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+SOURCES = sorted((NOTEBOOKS / "source").glob("[0-9][0-9]_*.py"))
+
+
+def test_there_is_a_course():
+    assert SOURCES != []
+
+
+def test_no_committed_notebook_has_lost_its_source():
+    assert {path.stem for path in NOTEBOOKS.glob("*.ipynb")} <= {source.stem for source in SOURCES}
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_a_source_has_nothing_wrong_that_can_be_seen(source):
+    assert lint(read_notebook(source), source.name) == []
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_the_committed_notebook_is_its_sources_published_form(source):
+    assert check_built(NOTEBOOKS / f"{source.stem}.ipynb", source) == []
