@@ -121,7 +121,7 @@ def prepare() -> None:
             sys.exit(
                 f"The install takes {need:g} GB{less} and {free:.1f} GB of disk are free: make room and try again."
             )
-        print(f"Installing the course into .venv, once: minutes, and up to {need:g} GB of disk.", flush=True)
+        print(f"Installing the course into .venv: minutes, and up to {need:g} GB of disk, the first time.", flush=True)
         if place not in (read(STAMP) or place) or not environment_python():
             make = [sys.executable, "-m", "venv", "--clear", str(VENV)]
             made = subprocess.run(make, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -147,7 +147,7 @@ def install() -> None:
                 if time.time() - shown >= (0.5 if screen else 30):  # a file of output wants few lines
                     shown = time.time()
                     line = f"{shown - began:4.0f} s  {(PROGRESS.findall(read(LOG)) or ['starting'])[-1]}"
-                    print(f"\r{line[:78]:78}" if screen else line, end="" if screen else "\n", flush=True)
+                    print(f"\r{line[:78]:78}" if screen else line[:78], end="" if screen else "\n", flush=True)
         finally:
             if pip.poll() is None:
                 pip.terminate()
