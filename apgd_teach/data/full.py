@@ -140,24 +140,25 @@ def download(families: Sequence[Family], root: Path, *, mirror: str | None, budg
                 continue
             with _writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-            part = folder / f"{archive}.part"
             if mirror is None:
                 addresses = [address + archive for address in family.dataset.mirrors]
             else:
                 kind = family.dataset.__name__
-                addresses = [f"{mirror}{inner}/{archive}" for inner in (f"{kind}/raw", kind, family.slug)]
+                places = [f"{mirror}{inner}/" for inner in (f"{kind}/raw", kind, family.slug)]
+                addresses = [place + name for place in places for name in (archive, target.name)]
             try:
-                content = _fetch(addresses, part, md5, digest, budget, progress)
+                content = _fetch(addresses, folder, md5, digest, budget, progress)
             except _Failed as failure:
                 if mirror is not None:
                     raise DataError(
                         f"The mirror '{mirror}' does not give '{archive}' of {family.title} ({failure}); "
                         "name another, or none for torchvision's address."
                     ) from failure
-                raise UseBundled(f"'{archive}' of {family.title} cannot be fetched ({failure})") from failure
+                raise UseBundled(f"the network does not give '{archive}' of {family.title} ({failure})") from failure
             with _writing(target):
                 write_atomically(target, content)
-                part.unlink(missing_ok=True)
+                for part in (folder / f"{archive}.part", folder / f"{target.name}.part"):
+                    part.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -171,10 +172,11 @@ def _writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _fetch(addresses: Sequence[str], part: Path, md5: str, sha256: str, budget: _Budget, progress: bool) -> bytes:
-    """The content of the archive from the first address that gives the right one."""
+def _fetch(addresses: Sequence[str], folder: Path, md5: str, sha256: str, budget: _Budget, progress: bool) -> bytes:
+    """The content, unpacked, from the first address that gives the right one."""
     failures = []
     for address in addresses:
+        part = folder / f"{address.rpartition('/')[2]}.part"
         for _ in range(_ATTEMPTS):
             try:
                 return _fetch_once(address, part, md5, sha256, budget, progress)
@@ -186,28 +188,32 @@ def _fetch(addresses: Sequence[str], part: Path, md5: str, sha256: str, budget: 
 
 
 def _fetch_once(address: str, part: Path, md5: str, sha256: str, budget: _Budget, progress: bool) -> bytes:
+    start, content = 0, b""
     with _writing(part):
-        start = part.stat().st_size if part.exists() else 0
-        # Complete already, when only the unpacked file found no room the last time.
-        whole = start > 0 and hashlib.md5(part.read_bytes(), usedforsecurity=False).hexdigest() == md5
-    if not whole:
-        _receive(address, part, start, budget, progress)
+        if os.path.isfile(part):
+            start, content = part.stat().st_size, _content(part)
+    # Complete already, when only the unpacked file found no room the last time.
+    if hashlib.sha256(content).hexdigest() == sha256:
+        return content
+    _receive(address, part, start, budget, progress)
     with _writing(part):
-        packed = part.read_bytes()
-    if hashlib.md5(packed, usedforsecurity=False).hexdigest() != md5:
-        with _writing(part):
-            part.unlink()
-        # A part left from another day may be what is wrong: then once more from the beginning.
-        raise _Failed("it sends a file with another MD5", final=start == 0)
+        content = _content(part)
+        if hashlib.sha256(content).hexdigest() == sha256:
+            return content
+        # The content decides: an archive that was packed again is as good. The MD5 tells what went wrong.
+        same_archive = hashlib.md5(part.read_bytes(), usedforsecurity=False).hexdigest() == md5
+        part.unlink()
+    what = "the right archive, but with other content" if same_archive else "a file with another MD5"
+    # What was left from another day may be what is wrong: then once more from the beginning.
+    raise _Failed(f"it sends {what}", final=start == 0)
+
+
+def _content(part: Path) -> bytes:
+    """What `part` unpacks to, or nothing if it is not whole."""
     try:
-        content = unpack(packed, part.with_suffix(""), "")
+        return unpack(part.read_bytes(), part.with_suffix(""), "")
     except DataError:
-        content = b""
-    if hashlib.sha256(content).hexdigest() != sha256:
-        with _writing(part):
-            part.unlink()
-        raise _Failed("it sends an archive with other content", final=True)
-    return content
+        return b""
 
 
 def _receive(address: str, part: Path, start: int, budget: _Budget, progress: bool) -> None:

@@ -253,8 +253,7 @@ def open_source(
         download(list(families.values()), cache, mirror=address, budget_s=budget_s, progress=progress)
     except UseBundled as reason:
         return _bundled(f"Bundled data are used instead of the full sets of {{families}}: {reason}.", families)
-    whence = "torchvision's address" if mirror is None else "a mirror that was named"
-    note = f"Full data are used: all of {_titles(families)}, from {whence}."
+    note = f"Full data are used: all of {_titles(families)}, every file with the hash it should have."
     full = Source("full", note, lambda family: _family_data(family, read_downloaded(cache, family)), families)
     for name in families:
         full.family(name)
@@ -276,9 +275,11 @@ def _from_folder(root: Path, families: Mapping[str, Family]) -> Source:
             f"{' and '.join(repr(family.dataset.__name__) for family in families.values())} there, or name another."
         )
     note = (
-        f"Full data are used: all of {_titles({name: families[name] for name in found})}, from a folder that was named."
+        f"Full data are used: all of {_titles({name: families[name] for name in found})}, from a folder that was named"
     )
-    return Source("full", note, lambda family: found[family.name], families, absent)
+    if absent:
+        note += f" (it does not hold {_titles({name: families[name] for name in absent})})"
+    return Source("full", f"{note}.", lambda family: found[family.name], families, absent)
 
 
 def load_task(name: str | Task | Variant, source: Source | None = None) -> TaskData:
