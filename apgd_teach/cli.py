@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("Stopped; nothing half-made is kept.", file=sys.stderr)
+        print("Stopped; no file is left half-written.", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # Whoever read the output has seen enough (`| head`); Python would complain once more while it closes stdout.

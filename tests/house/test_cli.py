@@ -163,7 +163,7 @@ def test_ctrl_c_is_one_line(tmp_path: Path) -> None:
     started.send_signal(signal.SIGINT)
     _, told = started.communicate(timeout=60)
     assert started.returncode == 130
-    assert told.strip().splitlines()[-1] == "Stopped; nothing half-made is kept."
+    assert told.strip().splitlines()[-1] == "Stopped; no file is left half-written."
     assert "Traceback" not in told
 
 
