@@ -6,7 +6,13 @@ committed notebooks). `profiles` is what the notebooks themselves import.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from apgd_teach.course.build import build_notebooks
+    from apgd_teach.course.publish import write_index
+    from apgd_teach.course.runner import RunResult, results_table, run_course
+    from apgd_teach.course.sources import list_sources
 
 __all__ = ["RunResult", "build_notebooks", "list_sources", "results_table", "run_course", "write_index"]
 

@@ -43,8 +43,10 @@ _EMBEDDED = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=\s]+)")
 # A path starts where no letter, dot or slash comes before it: the "/home/" of an address is none.
 _GENERIC_PATH = re.compile(
     r"(?:(?<![\w./\\-])|(?<=file://))(?:/(?:home|Users)/\w|/(?:root|tmp|private/tmp|var/folders|var/tmp)/)"
-    r"|(?<![\w])[A-Za-z]:\\{1,2}\w"
+    # Two folders behind the drive, since a formula may say f:\mathbb{R}; formulas between dollars are left out anyway.
+    r"|(?<!\w)[A-Za-z]:(?:\\{1,2}(?:Users|Windows|Temp)\b|(?:\\{1,2}[\w.-]+){2})"
 )
+_FORMULA = re.compile(r"\$[^$\n]+\$")
 _ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]{6,}")
 _NUMBER = re.compile(r"(?<![\w.])[-−+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
 
@@ -160,7 +162,7 @@ def _shrink(data: dict[str, Any]) -> None:
 def _texts(notebook: NotebookNode) -> Iterator[tuple[int, str]]:
     """Every text of a notebook with the number of its cell, pictures left out (base64 may spell anything)."""
     for number, cell in enumerate(notebook.cells, 1):
-        yield number, cell.source
+        yield number, _FORMULA.sub("", cell.source) if cell.cell_type == "markdown" else cell.source
         for output in cell.get("outputs", []):
             if output.output_type == "stream":
                 yield number, output.text

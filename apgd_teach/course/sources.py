@@ -102,6 +102,9 @@ def to_notebook(source: Path) -> NotebookNode:
     notebook = jupytext.reads(source.read_text(encoding="utf-8"), fmt="py:percent")
     for position, cell in enumerate(notebook.cells):
         key = f"{position}\0{cell.cell_type}\0{cell.source}"
+        for note in ("lines_to_next_cell", "lines_to_end_of_cell_marker"):
+            # What jupytext notes for writing the text back, which nobody does: the text is the source.
+            cell.metadata.pop(note, None)
         cell["id"] = hashlib.sha256(key.encode("utf-8")).hexdigest()[:12]
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNELSPEC, "language_info": LANGUAGE})
     notebook.nbformat, notebook.nbformat_minor = 4, 5

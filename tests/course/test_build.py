@@ -134,6 +134,7 @@ def spoil(kind):
         ("saved in /home/ada/cache", "shows the absolute path '/home/ada/cache'"),
         ("saved in '/Users/ada/x'", "shows the absolute path '/Users/ada/x'"),
         ("file:///tmp/x.png", "shows the absolute path '/tmp/x.png'"),
+        ("D:\\work\\cache", "shows the absolute path 'D:\\work\\cache'"),
         ("C:\\Users\\ada", "shows the absolute path 'C:\\Users\\ada'"),
         ("<Line2D object at 0x7f3a5c1d2e80>", "memory address ('at 0x7f3a5c1d2e80')"),
     ],
@@ -143,7 +144,9 @@ def test_what_does_not_belong_in_a_published_notebook_is_named(built, kind, sent
     assert any(sentence in found for found in check_built(*built))
 
 
-@pytest.mark.parametrize("text", ["https://example.org/home/ada/tmp/x", "a/tmp/b", "either/or", "ratio C:D", "1/2"])
+@pytest.mark.parametrize(
+    "text", ["https://example.org/home/ada/tmp/x", "a/tmp/b", "either/or", "ratio C:D", "1/2", "f:\\mathbb{R}"]
+)
 def test_an_address_or_a_relative_path_is_no_absolute_path(built, text):
     change(built[0], spoil(text))
     assert check_built(*built) == []
@@ -315,6 +318,7 @@ def redraw(size=(320, 200), line=(10, 190, 310, 10), fill="navy", shade=0):
         ({"shade": 1}, False),
         ({"line": (10, 185, 310, 10)}, True),
         ({"fill": "crimson"}, True),
+        ({"fill": (0, 0, 200)}, True),
         ({"size": (320, 201)}, True),
         ({"shade": 3}, True),
     ],

@@ -34,7 +34,15 @@ def text_of(html: str) -> str:
 
 @pytest.mark.parametrize(
     "markdown",
-    ["costs $5 here and $6 there", "US$5 or $6", "`$x$`", "```\n$$x$$ and $y$\n```", "    indented $x$", r"\$x\$"],
+    [
+        "costs $5 here and $6 there",
+        "costs $5-$6",
+        "US$5 or $6",
+        "`$x$`",
+        "```\n$$x$$ and $y$\n```",
+        "    indented $x$",
+        r"\$x\$",
+    ],
 )
 def test_dollars_in_prices_and_code_are_no_formulas(markdown):
     html = markdown_to_html(markdown)

@@ -1,7 +1,9 @@
 """A run says truly how a notebook ended."""
 
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -104,6 +106,13 @@ def test_a_notebook_whose_kernel_dies_fails_with_its_last_words(run):
     assert result.seconds < 20
 
 
+def test_processes_that_a_notebook_leaves_behind_are_ended(run, tmp_path):
+    assert run("leaves_child").ok
+    (pid,) = re.findall(r"left behind: (\d+)", texts(tmp_path / "leaves_child.ipynb"))
+    with contextlib.suppress(psutil.NoSuchProcess):
+        assert psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
+
+
 def test_memory_is_that_of_the_kernel_and_its_children(run):
     base = run("memory").peak_mb
     own = run("memory", parameters={"MEGABYTES": 300}).peak_mb
@@ -201,6 +210,7 @@ def test_results_are_a_table_with_one_sentence_for_each_failure():
     assert table.note == bad.message
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot send one process an interrupt")
 def test_an_interrupted_run_stops_its_kernel_and_writes_what_there_is(source, tmp_path):
     out = tmp_path / "slow.ipynb"
     code = (
@@ -232,6 +242,6 @@ def test_the_network_block_stops_all_but_loopback_in_a_kernel_and_its_children(r
     result = run("network", env={"PYTHONPATH": path})
     assert result.ok, result.message
     shown = texts(tmp_path / "network.ipynb")
-    for what in ("connect", "connect_ex", "lookup", "old lookup", "datagram", "child"):
+    for what in ("connect", "connection", "connect_ex", "lookup", "old lookup", "datagram", "child"):
         assert f"{what} -> blocked\n" in shown
     assert "loopback -> open" in shown
