@@ -134,13 +134,32 @@ def prepare() -> None:
         STAMP.write_text(start + environment_python(), encoding="utf-8")
 
 
+def end(pip: "subprocess.Popen[bytes]") -> None:
+    """End pip and the processes that it started, and let them tidy up after themselves."""
+    try:
+        if os.name != "nt":  # there they were told by the same Ctrl-C
+            os.killpg(pip.pid, signal.SIGINT)
+        pip.wait(10)
+    except subprocess.TimeoutExpired:
+        os.killpg(pip.pid, signal.SIGKILL) if os.name != "nt" else pip.kill()
+        pip.wait()
+
+
 def install() -> None:
     """Install the course into .venv, with one line of progress; pip's own words go to the log."""
     command = [str(PYTHON), "-m", "pip", "install", "--no-input", "--progress-bar=off", "--editable", ".[test]"]
     settings = dict(os.environ, PIP_USER="0", PIP_DISABLE_PIP_VERSION_CHECK="1", PYTHONUTF8="1")
     began, shown, screen = time.time(), 0.0, sys.stdout.isatty()
     with LOG.open("wb") as log:
-        pip = subprocess.Popen(command, cwd=str(ROOT), env=settings, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        pip = subprocess.Popen(
+            command,
+            cwd=str(ROOT),
+            env=settings,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=os.name != "nt",
+        )
         try:
             while pip.poll() is None:
                 time.sleep(0.2)
@@ -150,8 +169,7 @@ def install() -> None:
                     print(f"\r{line[:78]:78}" if screen else line[:78], end="" if screen else "\n", flush=True)
         finally:
             if pip.poll() is None:
-                pip.terminate()
-            pip.wait()
+                end(pip)
             if screen:
                 print(flush=True)
     if pip.returncode:
@@ -168,7 +186,9 @@ def main(arguments: list) -> None:
     if not arguments or arguments[0] not in COMMANDS:
         print(__doc__.strip(), file=sys.stdout if arguments[:1] in (["-h"], ["--help"]) else sys.stderr)
         sys.exit(0 if arguments[:1] in (["-h"], ["--help"]) else 2)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that pip is ended too
+    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: pip has to be ended too
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     try:
         prepare()
     except KeyboardInterrupt:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import psutil
 import pytest
 
 RUN_PY = Path(__file__).parents[2] / "run.py"
@@ -45,6 +46,7 @@ def build_editable(wheel_directory, config_settings=None, metadata_directory=Non
     here = pathlib.Path(__file__).parent
     with (here / "installs.txt").open("a") as count:
         count.write("x")
+    (here / "pid.txt").write_text(str(os.getpid()))
     time.sleep(float(os.environ.get("SLOW_BUILD", "0")))
     name, info = "apgd_teach-0.1.0-py3-none-any.whl", "apgd_teach-0.1.0.dist-info/"
     with zipfile.ZipFile(os.path.join(wheel_directory, name), "w") as wheel:
@@ -208,32 +210,39 @@ def test_a_tree_that_was_moved_is_installed_again_from_nothing(tree: Path, tmp_p
 
 
 def test_an_environment_that_someone_made_is_used_and_not_cleared(tree: Path) -> None:
-    (tree / ".venv" / "installed.txt").unlink()
+    (tree / ".venv" / "installed.txt").unlink(missing_ok=True)
     (tree / ".venv" / "mine").touch()
     assert run(tree, "course").returncode == 0
     assert (tree / ".venv" / "mine").exists()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C cannot be sent to one process there")
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_an_install_that_is_stopped_says_so_and_begins_again_next_time(tree: Path, sent: signal.Signals) -> None:
-    (tree / ".venv" / "installed.txt").unlink()
+@pytest.mark.parametrize("sent", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_an_install_that_is_stopped_says_so_and_begins_again_next_time(tree: Path, tmp_path: Path, sent: str) -> None:
+    (tree / ".venv" / "installed.txt").unlink(missing_ok=True)
     before = installs(tree)
     command = [sys.executable, str(tree / "run.py"), "course"]
     started = subprocess.Popen(
-        command, env=settings(SLOW_BUILD="60"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
+        command,
+        env=settings(SLOW_BUILD="60", TMPDIR=str(tmp_path)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
     )
-    wait_until(lambda: installs(tree) == before + 1)
-    started.send_signal(sent)
+    wait_until(lambda: installs(tree) == before + 1 and (tree / "pid.txt").read_text() != "")
+    started.send_signal(getattr(signal, sent))
     _, told = started.communicate(timeout=30)
     assert started.returncode == 130
     assert told == "Stopped; the next call begins the install again.\n"
+    wait_until(lambda: has_ended(int((tree / "pid.txt").read_text())), seconds=5)
+    assert list(tmp_path.iterdir()) == [], "pip tidies up after itself"
+    (tree / "pid.txt").write_text("")
     assert run(tree, "course").stdout.count("Installing the course") == 1
     assert installs(tree) == before + 2
 
 
 def test_two_terminals_at_once_install_once(tree: Path) -> None:
-    (tree / ".venv" / "installed.txt").unlink()
+    (tree / ".venv" / "installed.txt").unlink(missing_ok=True)
     before = installs(tree)
     command = [sys.executable, str(tree / "run.py"), "course"]
     first = subprocess.Popen(command, env=settings(SLOW_BUILD="3"), stdout=subprocess.PIPE, encoding="utf-8")
@@ -313,6 +322,14 @@ def test_a_machine_without_a_build_of_pytorch_is_not_mistaken_for_one_without_ne
 def test_a_python_without_venv_is_told_what_to_install() -> None:
     words = "The virtual environment was not created successfully because ensurepip is not\navailable."
     assert "python3-venv" in load().explain(words)
+
+
+def has_ended(pid: int) -> bool:
+    """No such process, or only its name in a list that nobody cleans up (as in a container without init)."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 30) -> None:
