@@ -186,7 +186,7 @@ def test_every_module_function_and_class_that_is_public_has_a_docstring() -> Non
 
 
 # The tests of published notebooks speak of somebody called ada.
-PERSONAL = re.compile(r"/(?:home|Users)/(?!ada\b)\w|/root\b|/work/|C:\\+Users", re.IGNORECASE)
+PERSONAL = re.compile(r"(?:/home/|/Users/|C:\\+Users\\+)(?!ada\b)\w|/root\b|/work/", re.IGNORECASE)
 SECRET = re.compile(r"BEGIN [A-Z ]*PRIVATE KEY|ghp_\w{20}|AKIA[A-Z0-9]{16}|hf_[A-Za-z]{30}|xox[bp]-\d")
 
 
