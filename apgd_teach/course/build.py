@@ -19,7 +19,7 @@ from PIL import Image
 
 import apgd_teach
 from apgd_teach.course.files import notebook_text, write_atomically
-from apgd_teach.course.publish import drop_replaceable_widgets
+from apgd_teach.course.publish import drop_widgets
 from apgd_teach.course.runner import BUDGET_S, errors_in, profiles_in, run_notebook
 from apgd_teach.course.sources import (
     KERNELSPEC,
@@ -92,7 +92,7 @@ def build(
 
 def _clean(notebook: NotebookNode, values: Mapping[str, object]) -> None:
     notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
-    drop_replaceable_widgets(notebook)
+    drop_widgets(notebook)
     count = 0
     for cell in notebook.cells:
         for key in ("papermill", "execution", "ExecuteTime"):

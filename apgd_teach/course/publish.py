@@ -19,10 +19,9 @@ from apgd_teach.course.sources import read_notebook
 if TYPE_CHECKING:
     from apgd_teach.course.runner import RunResult
 
-__all__ = ["WIDGET_VIEW", "claim", "drop_replaceable_widgets", "heading", "to_html", "write_index"]
+__all__ = ["WIDGET_VIEW", "claim", "drop_widgets", "heading", "to_html", "write_index"]
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-_RICHER = ("text/html", "image/png", "image/svg+xml", "image/jpeg", "text/markdown", "text/latex")
 _STAMPS = {
     "fast": "fast: sizes for a quick look; never quote them",
     "full": "full: the published sizes",
@@ -51,16 +50,17 @@ def claim(notebook: NotebookNode) -> str:
     return next(marked, prose[0] if prose else "")
 
 
-def drop_replaceable_widgets(notebook: NotebookNode) -> None:
-    """Take the widget view out of every output that can be shown in another way, in place.
+def drop_widgets(notebook: NotebookNode) -> None:
+    """Take widgets' state and views out of a notebook, in place; what else an output is shown as stays.
 
-    Where a widget's state is not stored with it, a viewer that prefers the view shows an empty box, or nothing.
+    A view without its state is an empty box, or nothing, for a viewer that prefers it, and GitHub refuses a notebook
+    whose state it cannot read.
     """
+    notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            data = output.get("data", {})
-            if WIDGET_VIEW in data and any(mime in data for mime in _RICHER):
-                del data[WIDGET_VIEW]
+            if len(output.get("data", {})) > 1:
+                output.data.pop(WIDGET_VIEW, None)
 
 
 def _alt_text(output: NotebookNode, mime: str) -> str:
@@ -100,12 +100,7 @@ def to_html(
         title = title or heading(read_notebook(notebook)) or notebook.stem
         notebook = read_notebook(notebook)
     notebook = copy.deepcopy(notebook)
-    drop_replaceable_widgets(notebook)
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            # A view that nothing replaces would ask a server for its program; its plain text is what is left.
-            output.get("data", {}).pop(WIDGET_VIEW, None)
-    notebook.metadata.pop("widgets", None)
+    drop_widgets(notebook)
     notebook.metadata["title"] = title or heading(notebook) or Path(path).stem
     exporter = _Exporter(
         template_name="apgd",

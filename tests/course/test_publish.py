@@ -155,6 +155,7 @@ def test_a_widget_gives_way_to_its_picture_and_the_notebook_is_not_changed(cours
     page = (tmp_path / "again.html").read_text(encoding="utf-8")
     assert WIDGET_VIEW not in page
     assert "the panel at slope 2" in page
+    assert "IntSlider(value=0" in page
 
 
 def test_the_index_tells_state_profile_and_claim(course):
