@@ -1,0 +1,22 @@
+"""Merging: state dicts in, a state dict and an audit out. Nothing here imports data, training or the course."""
+
+from apgd_teach.merging.audit import Audit
+from apgd_teach.merging.average import Average
+from apgd_teach.merging.merge import METHODS, Merged, Method, merge
+from apgd_teach.merging.preflight import Finding, Preflight, preflight
+from apgd_teach.merging.statedict import StateDict, fingerprint, task_vectors
+
+__all__ = [
+    "METHODS",
+    "Audit",
+    "Average",
+    "Finding",
+    "Merged",
+    "Method",
+    "Preflight",
+    "StateDict",
+    "fingerprint",
+    "merge",
+    "preflight",
+    "task_vectors",
+]

@@ -1,0 +1,74 @@
+"""State dicts as the mathematics sees them: task vectors, layer matrices, norms, and a fingerprint of the content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+__all__ = ["StateDict", "as_matrix", "fingerprint", "relative_norm", "task_vectors"]
+
+StateDict: TypeAlias = Mapping[str, Tensor]
+
+
+def task_vectors(base: StateDict, experts: Mapping[str, StateDict]) -> dict[str, dict[str, Tensor]]:
+    """τᵢ = θᵢ − θ₀ for every expert and every floating-point tensor.
+
+    Args:
+        base: θ₀, the state dict that the experts were fine-tuned from.
+        experts: θᵢ by name, with the same keys and shapes as `base` (`preflight` says so in words if not).
+
+    Returns:
+        by expert, by tensor name: a new tensor of the base's shape, in the precision that merges compute in (float32,
+        or float64 where the base is float64). Integer tensors (counters, position ids) have no task vector.
+
+    Source: method.md §1. Lesson: 01.
+    """
+    return {
+        name: {key: difference(tensor, expert[key]) for key, tensor in base.items() if tensor.is_floating_point()}
+        for name, expert in experts.items()
+    }
+
+
+def difference(base: Tensor, expert: Tensor) -> Tensor:
+    """One tensor's τ, in float32 unless the base is float64: half-precision files are not subtracted as they are."""
+    precision = torch.float64 if base.dtype == torch.float64 else torch.float32
+    return expert.detach().to(precision) - base.detach().to(precision)
+
+
+def as_matrix(tensor: Tensor) -> Tensor:
+    """A weight as the matrix (out, in) that the method works on; a conv kernel becomes (out, in·kh·kw).
+
+    Args:
+        tensor: shape (out, …), at least two axes. The result is a view where PyTorch can make one.
+    """
+    return tensor.reshape(tensor.shape[0], -1)
+
+
+def relative_norm(base: StateDict, expert: StateDict) -> float:
+    """‖τ‖ / ‖θ₀‖ over all floating-point tensors together: how far fine-tuning went, as a share of the base.
+
+    A few hundredths is the mild regime in which merging works; above about one, the expert has another base.
+
+    Source: method.md §4. Lesson: 01, 02.
+    """
+    moved = size = 0.0
+    for key, tensor in base.items():
+        if tensor.is_floating_point():
+            moved += float(difference(tensor, expert[key]).double().square().sum())
+            size += float(tensor.detach().double().square().sum())
+    return (moved / size) ** 0.5 if size else 0.0
+
+
+def fingerprint(state_dict: StateDict) -> str:
+    """SHA-256 (hex) of names, dtypes, shapes and values, whatever the order of the keys and the device."""
+    digest = hashlib.sha256()
+    for key in sorted(state_dict):
+        tensor = state_dict[key].detach().cpu().contiguous()
+        digest.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        # Seen as bytes, since numpy has no bfloat16; a scalar must become a vector first.
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
