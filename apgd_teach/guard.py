@@ -1,13 +1,18 @@
 """What "without data" means, enforced: while a merge runs, asking for data raises.
 
 Two nets. The project's own data objects call `refuse_data` before they hand out an image. And a Python audit hook
-refuses every file that is opened for reading (code that is being imported excepted) and every connection, so that
-a method which goes round the data room is caught too. Tensors that somebody loaded before the merge and hides in a
-closure are beyond any guard; the audit of a merge lists what a method was given for that reason.
+refuses every file that Python opens for reading (code that is being imported excepted), every connection and every
+other program, so that a method which goes round the data room is caught too.
+
+It guards against mistakes, not against intent. Beyond it are tensors that somebody loaded before the merge and hides
+in a closure, files that were open before, readers in compiled code that Python never hears of (safetensors,
+`torchvision.io`, `torch.from_file`), data in a file named like code, and threads that a method starts without handing
+on its context (`contextvars.copy_context`).
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +26,10 @@ _running: ContextVar[str | None] = ContextVar("apgd_teach_merge", default=None)
 _hooked = False
 
 # What the interpreter itself opens while it runs code: modules imported late, and the kernel's own views.
-_CODE = (".py", ".pyc", ".pyd", ".so", ".dylib", ".dll", ".pyi", ".pth", ".zip", ".egg")
+_CODE = (".py", ".pyc", ".pyd", ".so", ".dylib", ".dll", ".pyi", ".pth")
 _SYSTEM = ("/proc/", "/sys/", "/dev/")
+_CONNECTIONS = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.sendmsg")
+_PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile")
 
 
 @contextmanager
@@ -60,11 +67,27 @@ def _audit(event: str, args: tuple[object, ...]) -> None:
     if _running.get() is None:
         return
     if event == "open":
-        path, mode, _flags = args
+        path, mode, flags = args
         text = path.decode(errors="replace") if isinstance(path, bytes) else str(path)
-        reads = not isinstance(mode, str) or "r" in mode or "+" in mode
-        if isinstance(path, int) or not reads or text.endswith(_CODE) or text.startswith(_SYSTEM):
-            return
-        refuse_data(f"the file '{text}'")
-    elif event in ("socket.connect", "socket.getaddrinfo"):
+        # An archive is code where Python imports from it.
+        code = text.endswith(_CODE) or text.startswith(_SYSTEM) or text in sys.path
+        if not (isinstance(path, int) or code or not _reads(mode, flags)):
+            refuse_data(f"the file '{text}'")
+    elif event in _CONNECTIONS:
         refuse_data("a network connection")
+    elif event in _PROGRAMS:
+        refuse_data("another program")
+    elif event == "sqlite3.connect" and args[0] != ":memory:":
+        refuse_data("a database")
+
+
+def _reads(mode: object, flags: object) -> bool:
+    """Whether a file opened so can hold anything to read: one that is written anew cannot."""
+    if isinstance(mode, str):
+        return "r" in mode or ("a" in mode and "+" in mode)
+    # `os.open` has flags only. The interpreter opens so the compiled form of a module that is imported for the first
+    # time, and `tempfile` whatever it makes.
+    bits = flags if isinstance(flags, int) else 0
+    new = os.O_CREAT | os.O_EXCL
+    nameless = getattr(os, "O_TMPFILE", new)
+    return not (bits & (os.O_WRONLY | os.O_TRUNC) or bits & new == new or bits & nameless == nameless)
