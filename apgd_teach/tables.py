@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from unicodedata import combining, east_asian_width
 
 __all__ = ["Table"]
 
@@ -14,7 +15,7 @@ class Table:
     Args:
         columns: the headings.
         rows: one sequence of cells per row, as long as `columns`. Floats are shown with `digits` decimals, NaN and
-            None as "–"; everything else with `str`.
+            None as "–"; everything else with `str`, on one line. Numbers of NumPy and PyTorch are numbers.
         caption: a line above the table.
         note: a line below it: units, the data used, what to bear in mind.
         digits: decimals of every float.
@@ -48,12 +49,18 @@ class Table:
         return [row[place] for row in self.rows]
 
     def _cell(self, value: object) -> str:
+        value = _plain(value)
         if value is None or (isinstance(value, float) and value != value):
             return "–"
         if isinstance(value, float):
             text = f"{value:.{self.digits}f}"
             return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
-        return str(value)
+        if _is_number(value):
+            return str(value).replace("-", "−")
+        return _one_line(str(value))
+
+    def _heads(self) -> list[str]:
+        return [_one_line(column) for column in self.columns]
 
     def _cells(self) -> list[list[str]]:
         return [[self._cell(value) for value in row] for row in self.rows]
@@ -61,23 +68,24 @@ class Table:
     def _numeric(self) -> list[bool]:
         """Which columns hold numbers only, and so stand flush right."""
         return [
-            bool(self.rows) and all(row[i] is None or _is_number(row[i]) for row in self.rows)
+            bool(self.rows) and all(row[i] is None or _is_number(_plain(row[i])) for row in self.rows)
             for i in range(len(self.columns))
         ]
 
     def __str__(self) -> str:
-        cells, numeric = self._cells(), self._numeric()
-        widths = [max(len(line[i]) for line in [list(self.columns), *cells]) for i in range(len(self.columns))]
+        heads, cells, numeric = self._heads(), self._cells(), self._numeric()
+        widths = [max(_width(line[i]) for line in [heads, *cells]) for i in range(len(heads))]
 
         def line(texts: Sequence[str]) -> str:
+            blanks = [" " * (width - _width(text)) for text, width in zip(texts, widths, strict=True)]
             padded = [
-                text.rjust(width) if right else text.ljust(width)
-                for text, width, right in zip(texts, widths, numeric, strict=True)
+                blank + text if right else text + blank
+                for text, blank, right in zip(texts, blanks, numeric, strict=True)
             ]
             return "  ".join(padded).rstrip()
 
         parts = [self.caption] if self.caption else []
-        parts += [line(self.columns), "  ".join("─" * width for width in widths), *(line(row) for row in cells)]
+        parts += [line(heads), "  ".join("─" * width for width in widths), *(line(row) for row in cells)]
         return "\n".join([*parts, self.note] if self.note else parts)
 
     __repr__ = __str__
@@ -87,16 +95,16 @@ class Table:
         numeric = self._numeric()
 
         def line(texts: Sequence[str]) -> str:
-            return "| " + " | ".join(text.replace("|", "\\|").replace("\n", " ") for text in texts) + " |"
+            return "| " + " | ".join(texts) + " |"
 
         body = [
-            line([f"**{text}**" if number in self.bold else text for text in row])
+            line([f"**{text}**" if number in self.bold and text else text for text in map(_as_it_stands, row)])
             for number, row in enumerate(self._cells())
         ]
         rule = "|" + "|".join(" ---: " if right else " --- " for right in numeric) + "|"
-        parts = [f"{self.caption}\n"] if self.caption else []
-        parts += [line(self.columns), rule, *body]
-        return "\n".join([*parts, f"\n{self.note}"] if self.note else parts)
+        parts = [f"{_as_it_stands(self.caption)}\n"] if self.caption else []
+        parts += [line([_as_it_stands(head) for head in self._heads()]), rule, *body]
+        return "\n".join([*parts, f"\n{_as_it_stands(self.note)}"] if self.note else parts)
 
     def _repr_markdown_(self) -> str:
         return self.to_markdown()
@@ -115,8 +123,30 @@ class Table:
         caption = f'<caption style="text-align:left">{escape(self.caption)}</caption>' if self.caption else ""
         body = "".join(line(row, "td", number in self.bold) for number, row in enumerate(self._cells()))
         note = f"<p><small>{escape(self.note)}</small></p>" if self.note else ""
-        return f"<table>{caption}<thead>{line(self.columns, 'th')}</thead><tbody>{body}</tbody></table>{note}"
+        return f"<table>{caption}<thead>{line(self._heads(), 'th')}</thead><tbody>{body}</tbody></table>{note}"
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _plain(value: object) -> object:
+    """A number of NumPy, or a tensor of one number, as Python's own."""
+    item = getattr(value, "item", None)
+    return item() if callable(item) and getattr(value, "ndim", None) == 0 else value
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.splitlines())
+
+
+def _width(text: str) -> int:
+    """How many columns of a terminal a text takes: Chinese and Japanese signs take two, accents of their own none."""
+    return sum(0 if combining(sign) else 2 if east_asian_width(sign) in "WF" else 1 for sign in text)
+
+
+def _as_it_stands(text: str) -> str:
+    """Text for Markdown in which no sign opens a cell, a tag, an entity, an emphasis or code."""
+    for sign in "\\|<&*`":
+        text = text.replace(sign, f"\\{sign}")
+    return text
