@@ -17,7 +17,7 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
             calls a device ("cpu", "cuda:1", "mps").
 
     Raises:
-        ApgdTeachError: the name is no device, or this machine has none of that kind.
+        ApgdTeachError: the name is no device, or this machine has none of that kind or number.
 
     Lesson: 00.
     """
@@ -25,16 +25,31 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    nothing = f"{device!r} is not a device; use 'auto', 'cpu', 'cuda' or 'mps'."
+    if not isinstance(device, str | torch.device):
+        # PyTorch takes a bare number for the number of an accelerator.
+        raise ApgdTeachError(nothing)
     try:
         chosen = torch.device(device)
     except RuntimeError:
-        raise ApgdTeachError(f"'{device}' is not a device; use 'auto', 'cpu', 'cuda' or 'mps'.") from None
-    missing = (chosen.type == "cuda" and not torch.cuda.is_available()) or (
-        chosen.type == "mps" and not torch.backends.mps.is_available()
-    )
-    if missing:
-        raise ApgdTeachError(f"this machine has no '{chosen.type}' device; use 'auto' or 'cpu'.")
+        raise ApgdTeachError(nothing) from None
+    if chosen.type == "meta":
+        raise ApgdTeachError("the device 'meta' holds shapes and no values; use 'auto' or 'cpu'.")
+    if not _is_here(chosen):
+        raise ApgdTeachError(f"this machine has no device '{chosen}'; use 'auto' or 'cpu'.")
     return chosen
+
+
+def _is_here(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
+    if device.type == "mps":
+        return torch.backends.mps.is_available()
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, ImportError, RuntimeError):  # what PyTorch raises for kinds that it was not built for
+        return False
+    return True
 
 
 def describe_device(device: torch.device) -> str:
@@ -42,5 +57,6 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return f"cuda, {torch.cuda.get_device_name(device)}"
     if device.type == "cpu":
-        return f"cpu, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        return f"cpu, {threads} thread{'' if threads == 1 else 's'}"
     return device.type
