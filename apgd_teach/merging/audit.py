@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from apgd_teach.merging.preflight import Finding
@@ -36,7 +38,9 @@ class TensorRow:
     @property
     def relative_step(self) -> float:
         """‖M‖ / ‖θ₀‖: where this is large, "first order" is a bold word."""
-        return self.update_norm / self.base_norm if self.base_norm else 0.0
+        if self.base_norm:
+            return self.update_norm / self.base_norm
+        return math.inf if self.update_norm else 0.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class Audit:
 
     def table(self) -> Table:
         """One row per tensor, norms and the relative step in per cent."""
+        experts = "1 expert" if len(self.experts) == 1 else f"{len(self.experts)} experts"
         return Table(
             ("tensor", "policy", "shape", "‖θ₀‖", "mean ‖τ‖", "‖M‖", "‖M‖/‖θ₀‖ %"),
             [
@@ -81,11 +86,21 @@ class Audit:
                 )
                 for row in self.rows
             ],
-            caption=f"{self.method} of {len(self.experts)} experts; data used: {self.data_used}",
+            caption=f"{self.method} of {experts}; data used: {self.data_used}",
             note="; ".join(str(warning) for warning in self.warnings),
             digits=2,
         )
 
     def to_json(self) -> str:
-        """The whole record as JSON, keys sorted."""
-        return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False)
+        """The whole record as JSON, keys sorted; what JSON has no sign for (infinity, NaN, a tensor) as text."""
+        return json.dumps(_plain(asdict(self)), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return str(value)

@@ -16,7 +16,7 @@ from apgd_teach.guard import no_data
 from apgd_teach.merging.audit import Audit, TensorRow
 from apgd_teach.merging.average import Average
 from apgd_teach.merging.preflight import preflight
-from apgd_teach.merging.statedict import StateDict, as_matrix, difference, fingerprint
+from apgd_teach.merging.statedict import StateDict, as_matrix, difference, fingerprint, norm
 
 __all__ = ["METHODS", "Merged", "Method", "merge"]
 
@@ -54,8 +54,9 @@ def merge(
     """Merge experts into one network, from their weights alone.
 
     Weights (two axes and more) go through the method, layer by layer, as matrices (out, in). Vectors and scalars
-    (biases, norm weights) are averaged. Tensors of integers are kept as the base has them. The arithmetic is float32
-    (float64 for a float64 base), whatever the files hold. While it runs, any access to data raises `DataAccessError`.
+    (biases, norm weights) are averaged. Tensors of integers, and empty ones, are kept as the base has them. The
+    arithmetic is float32 (float64 for a float64 base), whatever the files hold. While it runs, any access to data
+    raises `DataAccessError`.
 
     Args:
         base: θ₀, tensors by name. Never changed.
@@ -64,8 +65,8 @@ def merge(
         settings: the method's settings, when it is named.
 
     Raises:
-        MergeError: the state dicts do not fit together (see `preflight`), there is no such method or setting, or the
-            method returned something that is no update.
+        MergeError: the state dicts do not fit together (see `preflight`), there is no such method or setting, the
+            method returned something that is no update, or the result does not fit into the base's dtype.
         DataAccessError: the method asked for data.
 
     Source: method.md §1. Lesson: 02.
@@ -101,6 +102,8 @@ def _method(method: str | Method, settings: Mapping[str, object]) -> Method:
                 f"settings ({', '.join(settings)}) were given beside an instance of {type(method).__name__}; "
                 "put them into the instance."
             )
+        if isinstance(method, type):
+            raise MergeError(f"{method.__name__} is a class; give an instance of it, {method.__name__}(…).")
         if not callable(method) or not isinstance(getattr(method, "name", None), str):
             raise MergeError(
                 f"a {type(method).__name__} is no method; give a name ({', '.join(METHODS)}) or an object with a "
@@ -124,25 +127,43 @@ def _settings(method: Method) -> dict[str, object]:
 
 
 def _merge_tensor(key: str, base: Tensor, experts: list[Tensor], method: Method) -> tuple[Tensor, TensorRow]:
-    norm = float(torch.linalg.vector_norm(base.detach().float()))
-    shape = tuple(base.shape)
-    if not base.is_floating_point():
-        return base.detach().clone(), TensorRow(key, "keep", "integers have no task vector", shape, norm, 0.0, 0.0)
+    shape, size = tuple(base.shape), norm(base)
+    if not base.is_floating_point() or base.numel() == 0:
+        reason = "it holds no values" if base.numel() == 0 else "integers have no task vector"
+        return base.detach().clone(), TensorRow(key, "keep", reason, shape, size, 0.0, 0.0)
     tau = torch.stack([difference(base, expert) for expert in experts])
     if base.ndim >= 2:
         policy, reason = "merge", "a weight"
         update = method(torch.stack([as_matrix(one) for one in tau]))
-        expected = as_matrix(base).shape
-        if not isinstance(update, Tensor) or update.shape != expected or not bool(torch.isfinite(update).all()):
-            found = f"shape {tuple(update.shape)}" if isinstance(update, Tensor) else f"a {type(update).__name__}"
+        expected = as_matrix(base)
+        problem = _no_update(update, expected)
+        if problem:
             raise MergeError(
-                f"method '{method.name}' returned {found} for tensor '{key}'; it must return a finite tensor of shape "
-                f"{tuple(expected)}, the merged update."
+                f"method '{method.name}' returned {problem} for tensor '{key}'; it must return a finite tensor of "
+                f"shape {tuple(expected.shape)} on {base.device}, the merged update."
             )
         update = update.reshape(shape)
     else:
         policy, reason = "average", "a vector or scalar: no output and input side to work on"
         update = tau.mean(dim=0)
-    task_norm = sum(float(torch.linalg.vector_norm(one)) for one in tau) / len(tau)
-    row = TensorRow(key, policy, reason, shape, norm, task_norm, float(torch.linalg.vector_norm(update)))
-    return (base.detach().to(tau.dtype) + update).to(base.dtype), row
+    result = (base.detach().to(tau.dtype) + update).to(base.dtype)
+    if not bool(torch.isfinite(result).all()):
+        raise MergeError(
+            f"tensor '{key}' of the merge has values that {base.dtype} cannot hold; make the update smaller, or "
+            "convert the base and the experts to a wider dtype."
+        )
+    row = TensorRow(key, policy, reason, shape, size, sum(norm(one) for one in tau) / len(tau), norm(update))
+    return result, row
+
+
+def _no_update(update: object, expected: Tensor) -> str:
+    """What is wrong with what a method returned, or nothing."""
+    if not isinstance(update, Tensor):
+        return f"a {type(update).__name__}"
+    if update.shape != expected.shape:
+        return f"shape {tuple(update.shape)}"
+    if update.device != expected.device:
+        return f"a tensor on {update.device}"
+    if update.layout != torch.strided or update.is_complex():
+        return "a sparse or complex tensor"
+    return "" if bool(torch.isfinite(update).all()) else "NaN or infinity"

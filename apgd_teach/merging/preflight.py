@@ -8,9 +8,10 @@ from difflib import get_close_matches
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from apgd_teach.errors import MergeError
-from apgd_teach.merging.statedict import StateDict, difference, relative_norm
+from apgd_teach.merging.statedict import StateDict, relative_norm
 from apgd_teach.tables import Table
 
 __all__ = ["OTHER_BASE", "Finding", "Preflight", "preflight"]
@@ -74,9 +75,13 @@ class Preflight:
     @property
     def verdict(self) -> str:
         """The report in a few words."""
+        errors, warnings = (
+            f"{len(some)} {word}{'' if len(some) == 1 else 's'}"
+            for some, word in ((self.errors, "error"), (self.warnings, "warning"))
+        )
         if self.errors:
-            return f"cannot be merged ({len(self.errors)} errors, {len(self.warnings)} warnings)"
-        return f"can be merged ({len(self.warnings)} warnings)" if self.warnings else "can be merged"
+            return f"cannot be merged ({errors}, {warnings})"
+        return f"can be merged ({warnings})" if self.warnings else "can be merged"
 
 
 def preflight(base: StateDict, experts: Mapping[str, StateDict]) -> Preflight:
@@ -94,7 +99,8 @@ def preflight(base: StateDict, experts: Mapping[str, StateDict]) -> Preflight:
     findings = list(_structure(base, experts))
     if not findings:
         findings = list(_values(base, experts))
-    return Preflight(tuple(sorted(findings, key=lambda finding: (finding.level != "error", finding.where))))
+    order = sorted(findings, key=lambda finding: (finding.level != "error", finding.where, finding.what))
+    return Preflight(tuple(order))
 
 
 def _error(where: str, what: str, remedy: str) -> Finding:
@@ -103,48 +109,82 @@ def _error(where: str, what: str, remedy: str) -> Finding:
 
 def _structure(base: StateDict, experts: Mapping[str, StateDict]) -> Iterator[Finding]:
     """Keys, shapes, dtypes: what can be known without reading a value."""
+    shown = "give a dict of state dicts, {name: state_dict}"
     if not isinstance(experts, Mapping):
-        yield _error("the experts", f"are a {type(experts).__name__}", "give a dict of state dicts, {name: state_dict}")
-        return
-    if not experts:
+        yield _error("the experts", f"are a {type(experts).__name__}", shown)
+        experts = {}
+    elif not experts:
         yield _error("the experts", "are an empty dict", "give at least one state dict, {name: state_dict}")
-    checked: dict[str, StateDict] = {}
-    for name, state in [("base", base), *((f"expert '{name}'", state) for name, state in experts.items())]:
-        problem = _no_state_dict(state)
-        if problem:
-            yield _error(name, problem, "give model.state_dict(), a dict of tensors by name")
-        else:
-            checked[name] = state
-    if "base" not in checked:
+    elif all(isinstance(state, Tensor) for state in experts.values()):
+        yield _error("the experts", "are one state dict", shown)
+        experts = {}
+    for name in experts:
+        if not isinstance(name, str):
+            yield _error(f"expert {name!r}", "has a name that is no string", "use a string")
+        elif name == "base":
+            yield _error("expert 'base'", "has the name that the audit gives the base", "call it something else")
+    yield from _state("base", base)
+    for name, expert in experts.items():
+        yield from _state(f"expert '{name}'", expert)
+    if not isinstance(base, Mapping):
         return
-    for name, expert in checked.items():
-        if name == "base":
-            continue
-        for key in sorted(set(base) - set(expert)):
-            close = get_close_matches(key, sorted(set(expert) - set(base)), n=1)
-            hint = (
-                f"rename '{close[0]}' if it is the same tensor" if close else "only networks of one kind can be merged"
-            )
-            yield _error(name, f"has no tensor '{key}', which the base has", hint)
-        for key in sorted(set(expert) - set(base)):
-            yield _error(name, f"has a tensor '{key}' that the base has not", "take task heads out before merging")
-        for key in sorted(set(expert) & set(base)):
-            yield from _tensor(name, key, base[key], expert[key])
+    for name, expert in experts.items():
+        if isinstance(expert, Mapping):
+            yield from _pair(f"expert '{name}'", base, expert)
 
 
-def _no_state_dict(state: object) -> str:
+def _state(name: str, state: object) -> Iterator[Finding]:
+    """Whether this is a state dict at all."""
     if not isinstance(state, Mapping):
-        return f"is a {type(state).__name__} and no state dict"
-    if not state:
-        return "is empty"
+        yield _error(
+            name,
+            f"is a {type(state).__name__} and no state dict",
+            "give model.state_dict(), a dict of tensors by name",
+        )
+        return
+    floats = False
     for key, value in state.items():
-        if not isinstance(value, Tensor):
-            return f"holds a {type(value).__name__} under '{key}' where a tensor should be"
-        if value.is_floating_point() and value.element_size() < 2:
-            return f"holds '{key}' in {value.dtype}, which is too coarse to subtract"
-        if value.is_complex() or value.is_quantized or value.layout != torch.strided:
-            return f"holds '{key}' as a complex, quantised or sparse tensor"
-    return ""
+        if not isinstance(key, str):
+            yield _error(name, f"has the key {key!r}, which is no string", "name every tensor with a string")
+        problem = _no_layer(value)
+        if problem:
+            yield _error(f"{name}, tensor '{key}'", *problem)
+        floats = floats or problem is not None or value.is_floating_point()
+    if not floats:
+        yield _error(name, "holds no tensor of floats" if state else "is empty", "there is nothing to merge without")
+
+
+def _no_layer(value: object) -> tuple[str, str] | None:
+    """Why a value of a state dict cannot be merged or kept, and what to do."""
+    if not isinstance(value, Tensor):
+        return f"is a {type(value).__name__}", "give model.state_dict(), a dict of tensors by name"
+    if is_lazy(value):
+        return "has no shape yet", "run the network once on an input before taking its state dict"
+    if value.is_nested or value.is_complex() or value.is_quantized or value.layout != torch.strided:
+        return (
+            "is nested, complex, quantised or sparse",
+            "convert it into an ordinary tensor, or take it out of all of them",
+        )
+    if value.is_floating_point() and value.element_size() < 2:
+        return f"is {value.dtype}, which is too coarse to subtract", "take the checkpoint before it was quantised"
+    if value.is_meta:
+        return "has a shape and no values (device 'meta')", "load the weights onto the CPU"
+    return None
+
+
+def _pair(name: str, base: StateDict, expert: StateDict) -> Iterator[Finding]:
+    """Where an expert does not fit the base."""
+    missing, extra = ({key for key in one if key not in other} for one, other in ((base, expert), (expert, base)))
+    spare = sorted(key for key in extra if isinstance(key, str))
+    for key in missing:
+        close = get_close_matches(key, spare, n=1) if isinstance(key, str) else []
+        hint = f"rename '{close[0]}' if it is the same tensor" if close else "only networks of one kind can be merged"
+        yield _error(name, f"has no tensor '{key}', which the base has", hint)
+    for key in extra:
+        yield _error(name, f"has a tensor '{key}' that the base has not", "take task heads out before merging")
+    for key, tensor in base.items():
+        if key in expert and not (_no_layer(tensor) or _no_layer(expert[key])):
+            yield from _tensor(name, key, tensor, expert[key])
 
 
 def _tensor(name: str, key: str, base: Tensor, expert: Tensor) -> Iterator[Finding]:
@@ -183,24 +223,25 @@ def _values(base: StateDict, experts: Mapping[str, StateDict]) -> Iterator[Findi
                         "is a tensor of integers that differs from the base's",
                         "integers are not merged: the base's are kept",
                     )
-    seen: dict[bytes, str] = {}
-    for name, expert in sorted(experts.items()):
+    names = sorted(experts)
+    for place, name in enumerate(names):
+        expert = experts[name]
         share = relative_norm(base, expert)
         if share == 0:
             yield Finding(
                 "warning", f"expert '{name}'", "is the base itself", "leave it out: it pulls the others to the base"
             )
-        elif share > OTHER_BASE:
+            continue
+        if share > OTHER_BASE:
             yield Finding(
                 "warning",
                 f"expert '{name}'",
                 f"is {share:.2f} times the base's own norm away from it",
                 "it was probably fine-tuned from another base, and a merge of such experts is not expected to work",
             )
-        first = next(key for key, tensor in sorted(base.items()) if tensor.is_floating_point())
-        mark = difference(base[first], expert[first]).cpu().numpy().tobytes()
-        twin = seen.setdefault(mark, name)
-        if share and twin != name and all(torch.equal(experts[twin][key], expert[key]) for key in base):
-            yield Finding(
-                "warning", f"expert '{name}'", f"is the same as expert '{twin}'", "it counts twice in the merge"
-            )
+        for twin in names[:place]:
+            if all(torch.equal(experts[twin][key], expert[key]) for key in base):
+                yield Finding(
+                    "warning", f"expert '{name}'", f"is the same as expert '{twin}'", "it counts twice in the merge"
+                )
+                break

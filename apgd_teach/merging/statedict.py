@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-__all__ = ["StateDict", "as_matrix", "fingerprint", "relative_norm", "task_vectors"]
+__all__ = ["StateDict", "as_matrix", "difference", "fingerprint", "norm", "relative_norm", "task_vectors"]
 
 StateDict: TypeAlias = Mapping[str, Tensor]
 
@@ -45,22 +46,29 @@ def as_matrix(tensor: Tensor) -> Tensor:
     Args:
         tensor: shape (out, …), at least two axes. The result is a view where PyTorch can make one.
     """
-    return tensor.reshape(tensor.shape[0], -1)
+    return tensor.flatten(1)
+
+
+def norm(tensor: Tensor) -> float:
+    """‖tensor‖ (Frobenius), added up in float64 where the device has it: Apple's MPS has not."""
+    wide = torch.float32 if tensor.device.type == "mps" else torch.float64
+    return float(torch.linalg.vector_norm(tensor.detach().to(wide)))
 
 
 def relative_norm(base: StateDict, expert: StateDict) -> float:
     """‖τ‖ / ‖θ₀‖ over all floating-point tensors together: how far fine-tuning went, as a share of the base.
 
-    A few hundredths is the mild regime in which merging works; above about one, the expert has another base.
+    A few hundredths is the mild regime in which merging works; above about one, the expert has another base. It is
+    infinite where the base is all zeros and the expert is not.
 
     Source: method.md §4. Lesson: 01, 02.
     """
-    moved = size = 0.0
-    for key, tensor in base.items():
-        if tensor.is_floating_point():
-            moved += float(difference(tensor, expert[key]).double().square().sum())
-            size += float(tensor.detach().double().square().sum())
-    return (moved / size) ** 0.5 if size else 0.0
+    weights = [key for key, tensor in base.items() if tensor.is_floating_point()]
+    moved = math.hypot(*(norm(difference(base[key], expert[key])) for key in weights))
+    size = math.hypot(*(norm(base[key]) for key in weights))
+    if size == 0:
+        return math.inf if moved else 0.0
+    return moved / size
 
 
 def fingerprint(state_dict: StateDict) -> str:
