@@ -99,7 +99,7 @@ def preflight(base: StateDict, experts: Mapping[str, StateDict]) -> Preflight:
     findings = list(_structure(base, experts))
     if not findings:
         findings = list(_values(base, experts))
-    order = sorted(findings, key=lambda finding: (finding.level != "error", finding.where, finding.what))
+    order = sorted(findings, key=lambda finding: (finding.level != "error", finding.where))
     return Preflight(tuple(order))
 
 
@@ -150,8 +150,10 @@ def _state(name: str, state: object) -> Iterator[Finding]:
         if problem:
             yield _error(f"{name}, tensor '{key}'", *problem)
         floats = floats or problem is not None or value.is_floating_point()
-    if not floats:
-        yield _error(name, "holds no tensor of floats" if state else "is empty", "there is nothing to merge without")
+    if not state:
+        yield _error(name, "is empty", "give model.state_dict(), a dict of tensors by name")
+    elif not floats:
+        yield _error(name, "holds no tensor of floats", "there is nothing to merge without")
 
 
 def _no_layer(value: object) -> tuple[str, str] | None:
@@ -174,7 +176,7 @@ def _no_layer(value: object) -> tuple[str, str] | None:
 
 def _pair(name: str, base: StateDict, expert: StateDict) -> Iterator[Finding]:
     """Where an expert does not fit the base."""
-    missing, extra = ({key for key in one if key not in other} for one, other in ((base, expert), (expert, base)))
+    missing, extra = ([key for key in one if key not in other] for one, other in ((base, expert), (expert, base)))
     spare = sorted(key for key in extra if isinstance(key, str))
     for key in missing:
         close = get_close_matches(key, spare, n=1) if isinstance(key, str) else []

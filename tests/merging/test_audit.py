@@ -33,6 +33,18 @@ def test_the_norms_are_those_of_a_sum_by_hand() -> None:
     assert (counter.base_norm, counter.task_norm, counter.update_norm) == (5.0, 0.0, 0.0)
 
 
+def test_a_method_that_writes_into_what_it_was_given_changes_no_norm(base, experts) -> None:
+    class Overwrites:
+        name = "overwrites"
+
+        def __call__(self, task_vectors: Tensor) -> Tensor:
+            update = task_vectors.mean(dim=0)
+            task_vectors.zero_()
+            return update
+
+    assert merge(base, experts, Overwrites()).audit.rows == merge(base, experts).audit.rows
+
+
 def test_a_step_from_zero_is_infinite_beside_it_and_still_json() -> None:
     base = {"w": torch.zeros(2, 2), "b": torch.zeros(2)}
     audit = merge(base, {"a": {"w": torch.ones(2, 2), "b": torch.zeros(2)}}).audit

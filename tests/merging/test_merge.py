@@ -369,6 +369,17 @@ def test_an_update_in_double_precision_is_taken_as_it_is(base, experts) -> None:
     np.testing.assert_allclose(merged["linear.weight"].numpy(), literal_mean(experts, "linear.weight"), atol=1e-6)
 
 
+def test_a_method_with_a_parameter_that_learns_leaves_no_gradient_in_the_result(base, experts) -> None:
+    class Scaled:
+        name = "scaled"
+        scale = nn.Parameter(torch.tensor(0.5))
+
+        def __call__(self, task_vectors: Tensor) -> Tensor:
+            return self.scale * task_vectors.sum(dim=0)
+
+    assert not any(tensor.requires_grad for tensor in merge(base, experts, Scaled()).state_dict.values())
+
+
 def test_what_a_method_raises_itself_is_not_hidden(base, experts) -> None:
     class Fails:
         name = "fails"

@@ -30,9 +30,9 @@ def test_state_dicts_that_fit_have_no_findings(base, experts) -> None:
 def test_a_missing_tensor_is_named_with_the_one_that_is_probably_meant(base, experts) -> None:
     experts["ben"]["linear.weights"] = experts["ben"].pop("linear.weight")
     assert sentences(base, experts) == [
-        "error: expert 'ben' has a tensor 'linear.weights' that the base has not; take task heads out before merging",
         "error: expert 'ben' has no tensor 'linear.weight', which the base has; "
         "rename 'linear.weights' if it is the same tensor",
+        "error: expert 'ben' has a tensor 'linear.weights' that the base has not; take task heads out before merging",
     ]
 
 
@@ -159,7 +159,7 @@ def test_what_is_no_dict_of_experts_gets_its_sentence(base, wrong, said: str) ->
         ("expert.pt", f"is a str and no state dict; {STATE}"),
         ([1], f"is a list and no state dict; {STATE}"),
         (nn.Linear(2, 2), f"is a Linear and no state dict; {STATE}"),
-        ({}, "is empty; there is nothing to merge without"),
+        ({}, f"is empty; {STATE}"),
     ],
 )
 def test_what_is_no_state_dict_gets_its_sentence_as_expert_and_as_base(base, experts, wrong, said: str) -> None:
