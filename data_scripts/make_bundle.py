@@ -31,8 +31,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apgd_teach.data.families import FAMILIES, Family
-from apgd_teach.data.idx import decode_idx, encode_idx, read_file, unpack, write_atomically
+from apgd_teach.data.idx import decode_idx, encode_idx, read_file, unpack
 from apgd_teach.errors import ApgdTeachError, DataError
+from apgd_teach.files import write_atomically
 
 __all__ = ["Part", "bundle_files", "check", "main", "read_folder", "read_mnist_pickle", "select", "write"]
 

@@ -18,7 +18,6 @@ from nbformat import NotebookNode
 from PIL import Image
 
 import apgd_teach
-from apgd_teach.course.files import notebook_text, write_atomically
 from apgd_teach.course.publish import drop_widgets
 from apgd_teach.course.runner import BUDGET_S, errors_in, profiles_in, run_notebook
 from apgd_teach.course.sources import (
@@ -26,12 +25,14 @@ from apgd_teach.course.sources import (
     LANGUAGE,
     find,
     list_sources,
+    notebook_text,
     notebooks_folder,
     read_notebook,
     source_hash,
     to_notebook,
 )
 from apgd_teach.errors import CourseError
+from apgd_teach.files import write_atomically
 
 __all__ = ["MAX_BYTES", "build", "build_notebooks", "check_built", "compare"]
 
@@ -87,7 +88,7 @@ def build(
     problems += _too_large(notebook, out.name, len(text.encode("utf-8")))
     if problems:
         raise CourseError(f"{source.name} was not built: {' '.join(problems)}")
-    write_atomically(out, text)
+    write_atomically(out, text.encode())
 
 
 def _clean(notebook: NotebookNode, values: Mapping[str, object]) -> None:
@@ -427,5 +428,5 @@ def build_notebooks(names: Sequence[str | Path] | None = None, check: bool = Fal
             if check:
                 problems += [f"{committed.name}, built again: {change}" for change in changes]
             elif before or changes:
-                write_atomically(committed, notebook_text(copy.deepcopy(read_notebook(fresh))))
+                write_atomically(committed, notebook_text(copy.deepcopy(read_notebook(fresh))).encode())
     return problems

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from nbconvert.exporters import HTMLExporter
 from nbformat import NotebookNode
 
-from apgd_teach.course.files import write_atomically
 from apgd_teach.course.mathml import markdown_to_html
 from apgd_teach.course.sources import read_notebook
+from apgd_teach.files import write_atomically
 
 if TYPE_CHECKING:
     from apgd_teach.course.runner import RunResult
@@ -110,7 +110,7 @@ def to_html(
     )
     links = {"course_previous": previous, "course_following": following, "course_index": index}
     page, _ = exporter.from_notebook_node(notebook, resources=links)
-    write_atomically(Path(path), page)
+    write_atomically(Path(path), page.encode())
 
 
 _INDEX = """<!DOCTYPE html>
@@ -208,5 +208,5 @@ def write_index(
         items="\n".join(_item(result, node) for result, node in zip(results, nodes, strict=True)),
     )
     path = Path(out_dir) / "index.html"
-    write_atomically(path, page)
+    write_atomically(path, page.encode())
     return path

@@ -23,13 +23,13 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm.std import tqdm
 
 from apgd_teach.course.engine import ENGINE, Run
-from apgd_teach.course.files import notebook_text, write_atomically
 from apgd_teach.course.lint import lint as lint_notebook
 from apgd_teach.course.lint import refuse_unknown
 from apgd_teach.course.profiles import MIME, PROFILES
 from apgd_teach.course.publish import heading, to_html, write_index
-from apgd_teach.course.sources import find, list_sources, read_notebook
+from apgd_teach.course.sources import find, list_sources, notebook_text, read_notebook
 from apgd_teach.errors import CourseError
+from apgd_teach.files import write_atomically
 from apgd_teach.tables import Table
 
 __all__ = ["BUDGET_S", "RunResult", "errors_in", "profiles_in", "results_table", "run_course", "run_notebook"]
@@ -304,7 +304,7 @@ def _write_run(notebook: NotebookNode, out: Path, profiles: Iterable[str]) -> No
         # Both name files in a temporary folder that is gone by now.
         notebook.metadata.get("papermill", {}).pop(key, None)
     notebook.metadata["apgd_teach"] = {"profile": next(iter(profiles), "")}
-    write_atomically(out, notebook_text(notebook))
+    write_atomically(out, notebook_text(notebook).encode())
 
 
 def run_course(

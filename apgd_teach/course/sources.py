@@ -13,7 +13,16 @@ from nbformat import NotebookNode
 import apgd_teach
 from apgd_teach.errors import CourseError
 
-__all__ = ["find", "list_sources", "notebooks_folder", "read_notebook", "source_folder", "source_hash", "to_notebook"]
+__all__ = [
+    "find",
+    "list_sources",
+    "notebook_text",
+    "notebooks_folder",
+    "read_notebook",
+    "source_folder",
+    "source_hash",
+    "to_notebook",
+]
 
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 LANGUAGE = {
@@ -131,3 +140,9 @@ def read_notebook(path: Path) -> NotebookNode:
     if notebook.nbformat_minor < 5:
         notebook = nbformat.v4.upgrade(notebook)
     return notebook
+
+
+def notebook_text(notebook: NotebookNode) -> str:
+    """A notebook as it is stored: sorted keys, one space of indent, a newline at the end."""
+    text: str = nbformat.writes(notebook, version=4)
+    return text.rstrip("\n") + "\n"

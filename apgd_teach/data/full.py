@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 from tqdm.std import tqdm
 
 from apgd_teach.data.families import FAMILIES, Family
-from apgd_teach.data.idx import decode_idx, read_file, unpack, write_atomically
+from apgd_teach.data.idx import decode_idx, read_file, unpack
 from apgd_teach.errors import DataError
+from apgd_teach.files import write_atomically
 
 __all__ = [
     "NotHere",

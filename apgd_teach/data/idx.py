@@ -5,8 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import lzma
-import os
-import tempfile
 import zlib
 from math import prod
 from pathlib import Path
@@ -16,7 +14,7 @@ from numpy.typing import NDArray
 
 from apgd_teach.errors import DataError
 
-__all__ = ["decode_idx", "encode_idx", "read_file", "unpack", "write_atomically"]
+__all__ = ["decode_idx", "encode_idx", "read_file", "unpack"]
 
 Bytes = NDArray[np.uint8]
 
@@ -112,23 +110,3 @@ def _unpack_xz(packed: bytes) -> bytes:
     if not unpacker.eof and len(content) <= _MOST_BYTES:
         raise EOFError("the end is missing")
     return content
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that a reader sees the old file or the new one, never a part.
-
-    Raises:
-        OSError: as the system reports it; the old file is then untouched and nothing else is left in the folder.
-    """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        # mkstemp makes files for the owner only; data are for everyone who may read the folder.
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

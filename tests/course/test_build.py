@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw
 
 from apgd_teach.course import build as building
 from apgd_teach.course.build import build, build_notebooks, check_built, compare, with_values
-from apgd_teach.course.files import notebook_text, write_atomically
-from apgd_teach.course.sources import read_notebook
+from apgd_teach.course.sources import notebook_text, read_notebook
 from apgd_teach.errors import CourseError
+from apgd_teach.files import write_atomically
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def built(built_once, tmp_path):
 def change(path, how):
     notebook = read_notebook(path)
     how(notebook)
-    write_atomically(path, notebook_text(notebook))
+    write_atomically(path, notebook_text(notebook).encode())
 
 
 def test_a_built_notebook_is_what_is_published(built):

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apgd_teach.data.idx import decode_idx, encode_idx, read_file, unpack, write_atomically
+from apgd_teach.data.idx import decode_idx, encode_idx, read_file, unpack
 from apgd_teach.errors import DataError
+from apgd_teach.files import write_atomically
 
 shapes = st.lists(st.integers(0, 6), min_size=1, max_size=4).map(tuple)
 

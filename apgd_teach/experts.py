@@ -1,0 +1,347 @@
+"""A base, and experts fine-tuned from it: trained once, kept in the cache, the same for the same ingredients."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from apgd_teach.cache import FORMAT, Cache, Damaged, Entry
+from apgd_teach.data import TASKS, Source, TaskData, open_source
+from apgd_teach.devices import pick_device
+from apgd_teach.errors import ApgdTeachError
+from apgd_teach.merging import fingerprint
+from apgd_teach.models import make_encoder
+from apgd_teach.training import (
+    BASE,
+    HEAD_PENALTY,
+    Recipe,
+    Tell,
+    Trained,
+    fine_tune,
+    fit_head,
+    recipe,
+    train_base,
+)
+
+__all__ = ["Pool", "make_pool"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A base, the heads of the tasks, and one expert per task: what a merge is tried on.
+
+    Attributes:
+        network: "convnet" or "mlp".
+        base: θ₀, the encoder's state dict, on the CPU.
+        heads: per task, the linear head's state dict ("weight" (class, feature), "bias" (class,)); never merged.
+        experts: per task, θᵢ, an encoder's state dict.
+        tasks: per task, its data.
+        recipe: how the experts were fine-tuned.
+        seed: of everything random.
+        device: where to compute with them.
+        cards: of the base ("base") and of each expert, by task: ingredients, validation accuracy (%), seconds.
+        trained: what this call had to train; empty when all came from the cache.
+        tier: the data tier.
+
+    Lesson: 01.
+    """
+
+    network: str
+    base: dict[str, Tensor]
+    heads: dict[str, dict[str, Tensor]]
+    experts: dict[str, dict[str, Tensor]]
+    tasks: dict[str, TaskData]
+    recipe: Recipe
+    seed: int
+    device: torch.device
+    cards: dict[str, dict[str, object]]
+    trained: tuple[str, ...]
+    tier: str
+
+    def encoder(self) -> nn.Module:
+        """The network to load a state dict of this pool into, in evaluation mode, on the pool's device."""
+        encoder = make_encoder(self.network, self.seed)
+        encoder.load_state_dict(self.base)
+        return encoder.to(self.device).eval().requires_grad_(False)
+
+    def head(self, task: str) -> nn.Linear:
+        """The frozen head of one task, on the pool's device."""
+        return _head(self.heads[task], self.device)
+
+    def only(self, tasks: Iterable[str]) -> Pool:
+        """The same pool with fewer tasks."""
+        kept = list(tasks)
+        for task in kept:
+            if task not in self.tasks:
+                raise ApgdTeachError(f"this pool has no task '{task}'; it has: {', '.join(self.tasks)}.")
+        return replace(
+            self,
+            heads={task: self.heads[task] for task in kept},
+            experts={task: self.experts[task] for task in kept},
+            tasks={task: self.tasks[task] for task in kept},
+        )
+
+
+def make_pool(
+    network: str = "convnet",
+    *,
+    regime: str | Recipe = "mild",
+    optimizer: str = "sgd",
+    tasks: Iterable[str] | None = None,
+    base_steps: int = BASE.steps,
+    expert_steps: int = 150,
+    seed: int = 0,
+    source: Source | None = None,
+    device: str | torch.device = "auto",
+    cache: Cache | None = None,
+    progress: bool = True,
+) -> Pool:
+    """A base and its experts, from the cache where they are there, else trained now.
+
+    The base is trained on both families under the distortions that the tasks are made of. Each task gets a linear
+    head fitted on the base's features, which is then frozen. Each expert starts from the base and fine-tunes the
+    encoder under its task's head. Before anything is trained again, one sentence says which ingredient changed since
+    the nearest cached one, and about how long it takes.
+
+    Args:
+        network: "convnet" or "mlp".
+        regime: "mild" or "hot" fine-tuning, or a `Recipe` (then `optimizer` and `expert_steps` are not looked at).
+        optimizer: "sgd" or "adamw", for the experts.
+        tasks: their names; all eight by default.
+        base_steps, expert_steps: optimiser steps.
+        seed: of initialisation, order of the data, and augmentation. Two seeds give two bases.
+        source: of the data; the bundled tier by default.
+        device: "auto", "cpu", "cuda", "mps".
+        cache: where to keep trained networks; the user's own cache folder by default.
+        progress: show bars and sentences.
+
+    Raises:
+        ApgdTeachError: an unknown name. Its kinds: `DataError` for data, `CacheError` when the cache cannot be written.
+
+    Source: method.md §4A. Lesson: 01.
+    """
+    chosen = regime if isinstance(regime, Recipe) else recipe(regime, optimizer, expert_steps)
+    names = list(TASKS) if tasks is None else list(tasks)
+    place = pick_device(device)
+    data_source = source or open_source("bundled")
+    trainer = _Trainer(network, seed, place, cache or Cache(), data_source, progress)
+    data = {name: data_source.task(name) for name in names}
+    base = trainer.base(replace(BASE, steps=base_steps))
+    base_hash = fingerprint(base.tensors)
+    heads = trainer.heads(base.tensors, base_hash, data)
+    experts = trainer.experts(base.tensors, base_hash, heads, data, chosen)
+    return Pool(
+        network=network,
+        base=base.tensors,
+        heads={name: heads[name].tensors for name in names},
+        experts={name: experts[name].tensors for name in names},
+        tasks=data,
+        recipe=chosen,
+        seed=seed,
+        device=place,
+        cards={"base": base.card, **{name: experts[name].card for name in names}},
+        trained=tuple(trainer.trained),
+        tier=data_source.tier,
+    )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One network to have: from the cache, or by calling `make`."""
+
+    title: str
+    ingredients: dict[str, object]
+    steps: int
+    make: Callable[[Tell], Trained]
+
+
+class _Trainer:
+    """Fills the gaps of a cache. One instance serves one call of `make_pool`."""
+
+    def __init__(
+        self, network: str, seed: int, device: torch.device, cache: Cache, source: Source, progress: bool
+    ) -> None:
+        self.network, self.seed, self.device = network, seed, device
+        self.cache, self.source = cache, source
+        # tqdm's own switch silences the sentences as well: a build of the course wants neither in its pages.
+        self.progress = progress and os.environ.get("TQDM_DISABLE", "0") in ("", "0")
+        self.trained: list[str] = []
+        self.template = make_encoder(network, seed)
+
+    def base(self, how: Recipe) -> Entry:
+        """The shared base."""
+        data = {"tier": self.source.tier, "sha256": self.source.sha256}
+        job = _Job(
+            "the base",
+            self._ingredients("base", self.network, recipe=asdict(how), data=data),
+            how.steps,
+            lambda tell: train_base(self.network, self.source, how, self.seed, self.device, tell),
+        )
+        return self._have([job])[0]
+
+    def heads(self, base: Mapping[str, Tensor], base_hash: str, data: Mapping[str, TaskData]) -> dict[str, Entry]:
+        """A head per task, fitted on the base's features."""
+
+        def job(name: str, task: TaskData) -> _Job:
+            return _Job(
+                f"the head of {task.title}",
+                self._ingredients("head", name, base=base_hash, data=_described(task), penalty=HEAD_PENALTY),
+                1,
+                lambda tell: fit_head(self._encoder(base), task, self.device, tell),
+            )
+
+        return dict(zip(data, self._have([job(name, task) for name, task in data.items()]), strict=True))
+
+    def experts(
+        self,
+        base: Mapping[str, Tensor],
+        base_hash: str,
+        heads: Mapping[str, Entry],
+        data: Mapping[str, TaskData],
+        how: Recipe,
+    ) -> dict[str, Entry]:
+        """An expert per task, fine-tuned from the base under the task's frozen head."""
+
+        def job(name: str, task: TaskData) -> _Job:
+            head = heads[name].tensors
+            return _Job(
+                f"the expert of {task.title}",
+                self._ingredients(
+                    "expert",
+                    name,
+                    base=base_hash,
+                    head=fingerprint(head),
+                    data=_described(task),
+                    recipe=asdict(how),
+                ),
+                how.steps,
+                lambda tell: fine_tune(
+                    self._encoder(base), _head(head, self.device), task, how, self.seed, self.device, tell
+                ),
+            )
+
+        return dict(zip(data, self._have([job(name, task) for name, task in data.items()]), strict=True))
+
+    def _ingredients(self, kind: str, name: str, **more: object) -> dict[str, object]:
+        return {
+            "kind": kind,
+            "name": name,
+            "format": FORMAT,
+            "network": {
+                "name": self.network,
+                "tensors": {k: list(v.shape) for k, v in self.template.state_dict().items()},
+            },
+            "seed": self.seed,
+            **more,
+        }
+
+    def _encoder(self, state: Mapping[str, Tensor]) -> nn.Module:
+        encoder = copy.deepcopy(self.template)
+        encoder.load_state_dict(dict(state))
+        return encoder.to(self.device)
+
+    def _have(self, jobs: list[_Job]) -> list[Entry]:
+        found = [self.cache.load(job.ingredients) for job in jobs]
+        missing = [job for job, entry in zip(jobs, found, strict=True) if not isinstance(entry, Entry)]
+        made: Iterator[Entry] = iter(())
+        if missing:
+            self._announce(missing, [entry for entry in found if isinstance(entry, Damaged)])
+            made = iter(self._make(missing))
+        return [entry if isinstance(entry, Entry) else next(made) for entry in found]
+
+    def _make(self, jobs: list[_Job]) -> list[Entry]:
+        made = []
+        total = sum(job.steps for job in jobs)
+        begun = time.perf_counter()
+        with tqdm(
+            total=total, unit="step", leave=False, mininterval=0.5, disable=not self.progress, file=sys.stdout
+        ) as bar:
+            for number, job in enumerate(jobs, 1):
+                bar.set_description(job.title if len(jobs) == 1 else f"{job.title} ({number} of {len(jobs)})")
+
+                def tell(step: int, loss: float) -> None:
+                    if not math.isnan(loss):
+                        bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                    bar.update(1)
+
+                start = time.perf_counter()
+                network = job.make(tell)
+                facts = {
+                    "validation_accuracy": round(network.validation_accuracy, 2),
+                    "seconds": round(time.perf_counter() - start, 3),
+                    "steps": job.steps,
+                    "device": self.device.type,
+                }
+                # Kept one by one: who stops the training half-way keeps what is finished.
+                made.append(self.cache.store(job.ingredients, network.state, facts))
+                self.trained.append(f"{job.ingredients['kind']} {job.ingredients['name']}")
+        self._say(f"Made {_several(jobs)} in {_duration(time.perf_counter() - begun)}.")
+        return made
+
+    def _announce(self, missing: list[_Job], damaged: list[Damaged]) -> None:
+        """One sentence: what is made, about how long it takes, and why."""
+        reasons = [f"the cached file {entry.file} is damaged: {entry.why}" for entry in damaged]
+        seconds = 0.0
+        for job in missing:
+            nearest = self.cache.nearest(job.ingredients)
+            if nearest is None:
+                seconds += job.steps * self._step_seconds(job)
+                reasons += [] if damaged else ["nothing like it is in the cache yet"]
+                continue
+            spent, steps = nearest.card.get("seconds"), nearest.card.get("steps")
+            if isinstance(spent, int | float) and isinstance(steps, int) and steps > 0:
+                seconds += float(spent) / steps * job.steps
+            if nearest.differences and not damaged:
+                reasons.append(f"since the nearest cached one, this changed: {', '.join(nearest.differences)}")
+        why = "; ".join(dict.fromkeys(reasons))
+        self._say(f"Making {_several(missing)}, about {_duration(seconds)} ({why}).")
+
+    def _step_seconds(self, job: _Job) -> float:
+        """Seconds of one training step, measured on a throwaway copy: there is nothing to go by in the cache."""
+        encoder = copy.deepcopy(self.template).to(self.device)
+        images = torch.zeros(128, 1, 28, 28, device=self.device)
+        best = math.inf
+        for _ in range(3):
+            start = time.perf_counter()
+            encoder(images).square().mean().backward()
+            best = min(best, time.perf_counter() - start)
+        # The optimiser, the batch and, for the base, the distortions are not in it; a head is one long step.
+        return best * (20 if job.ingredients["kind"] == "head" else 1.3)
+
+    def _say(self, sentence: str) -> None:
+        _log.info(sentence)
+        if self.progress:
+            tqdm.write(sentence, file=sys.stdout)
+
+
+def _head(state: Mapping[str, Tensor], device: torch.device) -> nn.Linear:
+    head = nn.Linear(state["weight"].shape[1], state["weight"].shape[0])
+    head.load_state_dict(dict(state))
+    return head.to(device).requires_grad_(False)
+
+
+def _described(task: TaskData) -> dict[str, object]:
+    """A task's data as an ingredient: where the pictures come from, which variant, how many."""
+    return {"tier": task.tier, "sha256": task.sha256, "task": task.name, "images": len(task.train)}
+
+
+def _several(jobs: list[_Job]) -> str:
+    if len(jobs) == 1:
+        return jobs[0].title
+    return f"{len(jobs)} {jobs[0].ingredients['kind']}s"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,248 @@
+"""Training, and nothing else: a recipe, and what following it makes of a base, a head, an expert."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from apgd_teach.data import FAMILIES, Source, TaskData
+from apgd_teach.errors import ApgdTeachError
+from apgd_teach.models import FEATURES, make_encoder
+
+__all__ = [
+    "BASE",
+    "HEAD_PENALTY",
+    "REGIMES",
+    "Recipe",
+    "Tell",
+    "Trained",
+    "fine_tune",
+    "fit_head",
+    "recipe",
+    "train_base",
+]
+
+Tell = Callable[[int, float], None]
+"""Called after every step with its number and its loss (NaN where it was not read)."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained: all of it, so that a hash of this and of the data names the result.
+
+    Attributes:
+        optimizer: "sgd" (with momentum) or "adamw".
+        lr: the learning rate at its height; it rises at first and falls to zero on a cosine.
+        steps: optimiser steps.
+        momentum: of SGD.
+        weight_decay: decoupled for AdamW, an L2 term for SGD.
+        batch_size: images per step.
+        warmup: share of the steps over which the learning rate rises.
+        clip: a gradient longer than this is shortened to it, so that a hot recipe does not diverge.
+
+    Source: method.md §4. Lesson: 01.
+    """
+
+    optimizer: str
+    lr: float
+    steps: int
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    batch_size: int = 128
+    warmup: float = 0.1
+    clip: float = 3.0
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in ("sgd", "adamw"):
+            raise ApgdTeachError(f"there is no optimizer '{self.optimizer}' here; use 'sgd' or 'adamw'.")
+        if not (self.lr > 0 and self.steps >= 1 and self.batch_size >= 1 and 0 <= self.warmup < 1 and self.clip > 0):
+            raise ApgdTeachError(
+                f"{self} cannot be followed: lr, steps, batch_size and clip must be positive, warmup from 0 to below 1."
+            )
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of step `step` (from 0)."""
+        rise = min(1.0, (step + 1) / max(1.0, self.warmup * self.steps))
+        return self.lr * rise * (0.5 + 0.5 * math.cos(math.pi * step / self.steps))
+
+
+BASE = Recipe("adamw", 1e-3, steps=500, weight_decay=0.01)
+"""The shared base: trained once, on both families, under the distortions that the tasks are made of."""
+
+REGIMES = {
+    "mild": {"sgd": 0.03, "adamw": 1e-4},
+    "hot": {"sgd": 0.2, "adamw": 4e-4},
+}
+"""Learning rates of fine-tuning. Mild moves an expert a few hundredths of ‖θ₀‖, hot several tenths (lesson 02)."""
+
+
+def recipe(regime: str = "mild", optimizer: str = "sgd", steps: int = 150) -> Recipe:
+    """The recipe of an expert.
+
+    Args:
+        regime: "mild" or "hot": the learning rate, see `REGIMES`.
+        optimizer: "sgd" or "adamw".
+        steps: optimiser steps.
+
+    Raises:
+        ApgdTeachError: there is no such regime or optimiser.
+    """
+    if regime not in REGIMES:
+        raise ApgdTeachError(f"there is no regime '{regime}'; use one of: {', '.join(REGIMES)}.")
+    return Recipe(optimizer, REGIMES[regime].get(optimizer, 1.0), steps)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training made: the weights, and the share of validation images that they get right, in per cent."""
+
+    state: dict[str, Tensor]
+    validation_accuracy: float
+
+
+HEAD_PENALTY = 1e-3
+"""Weight of ‖head‖² in the fit of a head: enough that it does not depend on where the solver stops."""
+
+
+def train_base(network: str, source: Source, how: Recipe, seed: int, device: torch.device, tell: Tell) -> Trained:
+    """The shared base θ₀: an encoder trained to tell all classes of both families apart, under distortions.
+
+    Args:
+        network: a name in `models.ENCODERS`.
+        source: of the data; the training images of both families.
+        how: the recipe.
+        seed: of the initialisation, the order of the data and the distortions.
+        device: where to compute. Random numbers are always drawn on the CPU, so that every device sees the same.
+        tell: told of every step.
+
+    Source: method.md §4A. Lesson: 01.
+    """
+    families = [source.task(f"{family}-upright") for family in FAMILIES]
+    offsets = [sum(len(family.classes) for family in families[:i]) for i in range(len(families) + 1)]
+    images = torch.cat([family.train.images for family in families]).to(device)
+    labels = torch.cat([family.train.labels + offsets[i] for i, family in enumerate(families)]).to(device)
+    encoder = make_encoder(network, seed).to(device)
+    with _seeded(seed):
+        head = nn.Linear(FEATURES[network], offsets[-1]).to(device)
+
+        def loss() -> Tensor:
+            picked = torch.randint(len(images), (how.batch_size,)).to(device)
+            return F.cross_entropy(head(encoder(_distorted(images[picked]))), labels[picked])
+
+        _descend([*encoder.parameters(), *head.parameters()], loss, how, tell)
+    right = total = 0
+    for i, family in enumerate(families):
+        with torch.no_grad():
+            guess = head(_features(encoder, family.validation.images.to(device))).argmax(dim=1).cpu()
+        right += int((guess == family.validation.labels + offsets[i]).sum())
+        total += len(family.validation)
+    return Trained(encoder.state_dict(), 100 * right / total)
+
+
+def fit_head(encoder: nn.Module, task: TaskData, device: torch.device, tell: Tell) -> Trained:
+    """The linear head of one task on a frozen encoder's features: logistic regression, solved by L-BFGS.
+
+    Returns:
+        "weight" (class, feature) and "bias" (class,).
+
+    Lesson: 01.
+    """
+    features, labels = _features(encoder, task.train.images.to(device)), task.train.labels.to(device)
+    head = nn.Linear(features.shape[1], len(task.classes)).to(device)
+    # From zero: the problem is convex, so the start decides nothing and need not be drawn.
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=60, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(head(features), labels) + HEAD_PENALTY * head.weight.square().sum()
+        loss.backward()
+        return loss
+
+    tell(0, float(optimizer.step(closure).detach()))
+    return Trained(head.state_dict(), _accuracy(encoder, head, task, device))
+
+
+def fine_tune(
+    encoder: nn.Module, head: nn.Linear, task: TaskData, how: Recipe, seed: int, device: torch.device, tell: Tell
+) -> Trained:
+    """An expert θᵢ: `encoder`, which holds the base and is changed, trained on one task under its frozen head.
+
+    Lesson: 01.
+    """
+    head.requires_grad_(False)
+    images, labels = task.train.images.to(device), task.train.labels.to(device)
+    with _seeded(seed):
+
+        def loss() -> Tensor:
+            picked = torch.randint(len(images), (how.batch_size,)).to(device)
+            return F.cross_entropy(head(encoder(images[picked])), labels[picked])
+
+        _descend(list(encoder.parameters()), loss, how, tell)
+    return Trained(encoder.state_dict(), _accuracy(encoder, head, task, device))
+
+
+def _descend(parameters: list[nn.Parameter], loss: Callable[[], Tensor], how: Recipe, tell: Tell) -> None:
+    """Follow a recipe: `loss` draws a batch and returns its loss."""
+    optimizer: torch.optim.Optimizer
+    if how.optimizer == "sgd":
+        optimizer = torch.optim.SGD(parameters, how.lr, momentum=how.momentum, weight_decay=how.weight_decay)
+    else:
+        optimizer = torch.optim.AdamW(parameters, how.lr, weight_decay=how.weight_decay)
+    with torch.enable_grad():
+        for step in range(how.steps):
+            optimizer.param_groups[0]["lr"] = how.lr_at(step)
+            value = loss()
+            optimizer.zero_grad()
+            value.backward()
+            nn.utils.clip_grad_norm_(parameters, how.clip)
+            optimizer.step()
+            # Reading the loss waits for a GPU: now and then is enough for a reader.
+            tell(step, float(value.detach()) if step % 10 == 0 or step == how.steps - 1 else math.nan)
+
+
+def _distorted(images: Tensor) -> Tensor:
+    """A batch under the distortions that the tasks are made of: a quarter of it at a time, each its own."""
+    parts = []
+    for part in images.chunk(4):
+        rotate, invert, transpose, noise = (float(number) for number in torch.rand(4))
+        if rotate < 0.5:
+            angle = float(torch.rand(())) * 120 - 60
+            part = v2.functional.rotate(part, angle, interpolation=v2.InterpolationMode.BILINEAR)
+        if invert < 0.3:
+            part = 1 - part
+        if transpose < 0.3:
+            part = part.transpose(2, 3)
+        if noise < 0.3:
+            part = (part + 0.3 * torch.randn(part.shape).to(part.device)).clamp(0, 1)
+        parts.append(part)
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def _features(encoder: nn.Module, images: Tensor) -> Tensor:
+    """Features (image, feature), a thousand images at a time."""
+    return torch.cat([encoder(block) for block in images.split(1000)])
+
+
+def _accuracy(encoder: nn.Module, head: nn.Linear, task: TaskData, device: torch.device) -> float:
+    """Validation accuracy in per cent."""
+    with torch.no_grad():
+        guess = head(_features(encoder, task.validation.images.to(device))).argmax(dim=1).cpu()
+    return float((guess == task.validation.labels).float().mean()) * 100
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Random numbers from `seed` inside and the caller's own afterwards. Only the CPU's: every draw is made there."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
