@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import operator
 import os
 import sys
 import time
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from apgd_teach.cache import FORMAT, Cache, Damaged, Entry
 from apgd_teach.data import TASKS, Source, TaskData, open_source
 from apgd_teach.devices import pick_device
-from apgd_teach.errors import ApgdTeachError
+from apgd_teach.errors import ApgdTeachError, CacheError
 from apgd_teach.merging import fingerprint
 from apgd_teach.models import make_encoder
 from apgd_teach.training import (
@@ -82,7 +83,7 @@ class Pool:
 
     def only(self, tasks: Iterable[str]) -> Pool:
         """The same pool with fewer tasks."""
-        kept = list(tasks)
+        kept = _names(tasks)
         for task in kept:
             if task not in self.tasks:
                 raise ApgdTeachError(f"this pool has no task '{task}'; it has: {', '.join(self.tasks)}.")
@@ -91,6 +92,7 @@ class Pool:
             heads={task: self.heads[task] for task in kept},
             experts={task: self.experts[task] for task in kept},
             tasks={task: self.tasks[task] for task in kept},
+            cards={name: card for name, card in self.cards.items() if name == "base" or name in kept},
         )
 
 
@@ -101,7 +103,7 @@ def make_pool(
     optimizer: str = "sgd",
     tasks: Iterable[str] | None = None,
     base_steps: int = BASE.steps,
-    expert_steps: int = 150,
+    expert_steps: int = 250,
     seed: int = 0,
     source: Source | None = None,
     device: str | torch.device = "auto",
@@ -113,7 +115,8 @@ def make_pool(
     The base is trained on both families under the distortions that the tasks are made of. Each task gets a linear
     head fitted on the base's features, which is then frozen. Each expert starts from the base and fine-tunes the
     encoder under its task's head. Before anything is trained again, one sentence says which ingredient changed since
-    the nearest cached one, and about how long it takes.
+    the nearest cached one, and about how long it takes. Where the cache cannot be written, that is said first and the
+    pool is made all the same.
 
     Args:
         network: "convnet" or "mlp".
@@ -128,13 +131,14 @@ def make_pool(
         progress: show bars and sentences.
 
     Raises:
-        ApgdTeachError: an unknown name. Its kinds: `DataError` for data, `CacheError` when the cache cannot be written.
+        ApgdTeachError: an unknown name, or a seed that is none. `DataError`, one of its kinds, where it is the data.
 
     Source: method.md §4A. Lesson: 01.
     """
     chosen = regime if isinstance(regime, Recipe) else recipe(regime, optimizer, expert_steps)
-    names = list(TASKS) if tasks is None else list(tasks)
+    names = list(TASKS) if tasks is None else _names(tasks)
     place = pick_device(device)
+    seed = _whole(seed)
     data_source = source or open_source("bundled")
     trainer = _Trainer(network, seed, place, cache or Cache(), data_source, progress)
     data = {name: data_source.task(name) for name in names}
@@ -178,6 +182,7 @@ class _Trainer:
         # tqdm's own switch silences the sentences as well: a build of the course wants neither in its pages.
         self.progress = progress and os.environ.get("TQDM_DISABLE", "0") in ("", "0")
         self.trained: list[str] = []
+        self.keeps = True
         self.template = make_encoder(network, seed)
 
     def base(self, how: Recipe) -> Entry:
@@ -254,11 +259,16 @@ class _Trainer:
 
     def _have(self, jobs: list[_Job]) -> list[Entry]:
         found = [self.cache.load(job.ingredients) for job in jobs]
-        missing = [job for job, entry in zip(jobs, found, strict=True) if not isinstance(entry, Entry)]
+        missing = [(job, entry) for job, entry in zip(jobs, found, strict=True) if not isinstance(entry, Entry)]
         made: Iterator[Entry] = iter(())
         if missing:
-            self._announce(missing, [entry for entry in found if isinstance(entry, Damaged)])
-            made = iter(self._make(missing))
+            if self.keeps:
+                try:
+                    self.cache.check()
+                except CacheError as error:
+                    self._cannot_keep(error)
+            self._announce(missing)
+            made = iter(self._make([job for job, _ in missing]))
         return [entry if isinstance(entry, Entry) else next(made) for entry in found]
 
     def _make(self, jobs: list[_Job]) -> list[Entry]:
@@ -285,28 +295,51 @@ class _Trainer:
                     "device": self.device.type,
                 }
                 # Kept one by one: who stops the training half-way keeps what is finished.
-                made.append(self.cache.store(job.ingredients, network.state, facts))
+                made.append(self._keep(job, network, facts))
                 self.trained.append(f"{job.ingredients['kind']} {job.ingredients['name']}")
         self._say(f"Made {_several(jobs)} in {_duration(time.perf_counter() - begun)}.")
         return made
 
-    def _announce(self, missing: list[_Job], damaged: list[Damaged]) -> None:
+    def _keep(self, job: _Job, network: Trained, facts: Mapping[str, object]) -> Entry:
+        """What was trained, stored where the cache allows it: what took minutes is not lost to a full disk."""
+        if self.keeps:
+            try:
+                return self.cache.store(job.ingredients, network.state, facts)
+            except CacheError as error:
+                self._cannot_keep(error)
+        tensors = {name: tensor.detach().cpu() for name, tensor in network.state.items()}
+        return Entry(tensors, {**facts, "ingredients": job.ingredients})
+
+    def _cannot_keep(self, error: CacheError) -> None:
+        """Said once, and also to those who asked for no bars: the next call trains all of it again."""
+        self.keeps = False
+        sentence = f"{error} Until then they are trained again in every session."
+        if self.progress:
+            self._say(sentence)
+        else:
+            _log.warning(sentence)
+
+    def _announce(self, missing: list[tuple[_Job, Damaged | None]]) -> None:
         """One sentence: what is made, about how long it takes, and why."""
-        reasons = [f"the cached file {entry.file} is damaged: {entry.why}" for entry in damaged]
+        reasons = []
         seconds = 0.0
-        for job in missing:
+        for job, damaged in missing:
             nearest = self.cache.nearest(job.ingredients)
-            if nearest is None:
-                seconds += job.steps * self._step_seconds(job)
-                reasons += [] if damaged else ["nothing like it is in the cache yet"]
-                continue
-            spent, steps = nearest.card.get("seconds"), nearest.card.get("steps")
+            spent, steps = (nearest.card.get("seconds"), nearest.card.get("steps")) if nearest else (None, None)
             if isinstance(spent, int | float) and isinstance(steps, int) and steps > 0:
                 seconds += float(spent) / steps * job.steps
-            if nearest.differences and not damaged:
+            else:
+                seconds += job.steps * self._step_seconds(job)
+            if damaged:
+                reasons.append(f"the cached file {damaged.file} is damaged: {damaged.why}")
+            elif nearest is None:
+                reasons.append("nothing like it is in the cache yet")
+            elif nearest.differences:
                 reasons.append(f"since the nearest cached one, this changed: {', '.join(nearest.differences)}")
+            else:
+                reasons.append("another process has just made the same")
         why = "; ".join(dict.fromkeys(reasons))
-        self._say(f"Making {_several(missing)}, about {_duration(seconds)} ({why}).")
+        self._say(f"Making {_several([job for job, _ in missing])}, about {_duration(seconds)} ({why}).")
 
     def _step_seconds(self, job: _Job) -> float:
         """Seconds of one training step, measured on a throwaway copy: there is nothing to go by in the cache."""
@@ -315,7 +348,8 @@ class _Trainer:
         best = math.inf
         for _ in range(3):
             start = time.perf_counter()
-            encoder(images).square().mean().backward()
+            with torch.enable_grad():
+                encoder(images).square().mean().backward()
             best = min(best, time.perf_counter() - start)
         # The optimiser, the batch and, for the base, the distortions are not in it; a head is one long step.
         return best * (20 if job.ingredients["kind"] == "head" else 1.3)
@@ -324,6 +358,22 @@ class _Trainer:
         _log.info(sentence)
         if self.progress:
             tqdm.write(sentence, file=sys.stdout)
+
+
+def _names(tasks: Iterable[str]) -> list[str]:
+    """Names of tasks, each once; a single name is not taken for a list of letters."""
+    return [tasks] if isinstance(tasks, str) else list(dict.fromkeys(tasks))
+
+
+def _whole(seed: object) -> int:
+    """A seed as a plain number, also out of NumPy: a card can hold it."""
+    try:
+        number = operator.index(seed)  # type: ignore[arg-type]
+    except TypeError:
+        number = -1
+    if not 0 <= number < 2**63:
+        raise ApgdTeachError(f"the seed {seed!r} is not a whole number from 0 to 2⁶³ - 1.")
+    return number
 
 
 def _head(state: Mapping[str, Tensor], device: torch.device) -> nn.Linear:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,11 @@ __all__ = [
 Tell = Callable[[int, float], None]
 """Called after every step with its number and its loss (NaN where it was not read)."""
 
+_NUMBERS = (
+    "lr, steps, batch_size and clip must be positive numbers (steps and batch_size whole), weight_decay 0 or more, "
+    "momentum and warmup from 0 to below 1"
+)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -46,6 +52,9 @@ class Recipe:
         batch_size: images per step.
         warmup: share of the steps over which the learning rate rises.
         clip: a gradient longer than this is shortened to it, so that a hot recipe does not diverge.
+
+    Raises:
+        ApgdTeachError: an unknown optimiser, or numbers that cannot be followed.
 
     Source: method.md §4. Lesson: 01.
     """
@@ -62,10 +71,24 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.optimizer not in ("sgd", "adamw"):
             raise ApgdTeachError(f"there is no optimizer '{self.optimizer}' here; use 'sgd' or 'adamw'.")
-        if not (self.lr > 0 and self.steps >= 1 and self.batch_size >= 1 and 0 <= self.warmup < 1 and self.clip > 0):
-            raise ApgdTeachError(
-                f"{self} cannot be followed: lr, steps, batch_size and clip must be positive, warmup from 0 to below 1."
-            )
+        try:
+            # Plain numbers, whatever kind came in: 1 and 1.0 are one ingredient, and a card can hold them.
+            for name in ("steps", "batch_size"):
+                object.__setattr__(self, name, operator.index(getattr(self, name)))
+            for name in ("lr", "momentum", "weight_decay", "warmup", "clip"):
+                object.__setattr__(self, name, math.fsum([getattr(self, name)]))
+        except (TypeError, ValueError):
+            raise ApgdTeachError(f"{self} cannot be followed: {_NUMBERS}.") from None
+        if not (
+            0 < self.lr < math.inf
+            and self.steps >= 1
+            and self.batch_size >= 1
+            and self.clip > 0
+            and 0 <= self.weight_decay < math.inf
+            and 0 <= self.momentum < 1
+            and 0 <= self.warmup < 1
+        ):
+            raise ApgdTeachError(f"{self} cannot be followed: {_NUMBERS}.")
 
     def lr_at(self, step: int) -> float:
         """The learning rate of step `step` (from 0)."""
@@ -73,7 +96,7 @@ class Recipe:
         return self.lr * rise * (0.5 + 0.5 * math.cos(math.pi * step / self.steps))
 
 
-BASE = Recipe("adamw", 1e-3, steps=500, weight_decay=0.01)
+BASE = Recipe("adamw", 1e-3, steps=250, weight_decay=0.01)
 """The shared base: trained once, on both families, under the distortions that the tasks are made of."""
 
 REGIMES = {
@@ -83,7 +106,7 @@ REGIMES = {
 """Learning rates of fine-tuning. Mild moves an expert a few hundredths of ‖θ₀‖, hot several tenths (lesson 02)."""
 
 
-def recipe(regime: str = "mild", optimizer: str = "sgd", steps: int = 150) -> Recipe:
+def recipe(regime: str = "mild", optimizer: str = "sgd", steps: int = 250) -> Recipe:
     """The recipe of an expert.
 
     Args:
@@ -94,9 +117,9 @@ def recipe(regime: str = "mild", optimizer: str = "sgd", steps: int = 150) -> Re
     Raises:
         ApgdTeachError: there is no such regime or optimiser.
     """
-    if regime not in REGIMES:
+    if not isinstance(regime, str) or regime not in REGIMES:
         raise ApgdTeachError(f"there is no regime '{regime}'; use one of: {', '.join(REGIMES)}.")
-    return Recipe(optimizer, REGIMES[regime].get(optimizer, 1.0), steps)
+    return Recipe(optimizer, REGIMES[regime].get(str(optimizer), 1.0), steps)
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,8 @@ class Profile:
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("fast", 200, 60, 1000, 7, 100, 9),
-        Profile("full", 500, 150, 2000, 21, 250, 21),
+        Profile("fast", 150, 100, 1000, 9, 200, 9),
+        Profile("full", 250, 250, 2000, 21, 1000, 21),
     )
 }
 

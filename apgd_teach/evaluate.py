@@ -1,0 +1,295 @@
+"""How good is a merge? Loss and accuracy per task, the gap to each expert, and what of it was recovered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call
+
+from apgd_teach.data import Split
+from apgd_teach.errors import ApgdTeachError
+from apgd_teach.experts import Pool
+from apgd_teach.merging import Merged, StateDict
+from apgd_teach.tables import Table
+
+__all__ = ["Comparison", "Difference", "Evaluator", "Score", "Scores", "compare"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One network on one task.
+
+    Attributes:
+        right: which images it names rightly, shape (image,), bool.
+        losses: cross-entropy per image, shape (image,), in nats.
+    """
+
+    right: Tensor
+    losses: Tensor
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images named rightly, in per cent."""
+        return 100 * float(self.right.float().mean())
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy, in nats."""
+        return float(self.losses.mean())
+
+
+Scores = dict[str, Score]
+"""A score per task."""
+
+
+class Evaluator:
+    """Scores state dicts of one pool, on the same images every time.
+
+    Args:
+        pool: whose tasks and heads.
+        images: how many of each task's images to look at, the first ones; all by default.
+        split: "test" for what is reported, "validation" for what chooses settings.
+
+    Raises:
+        ApgdTeachError: there is no such split.
+
+    Lesson: 00, 02.
+    """
+
+    def __init__(self, pool: Pool, *, images: int | None = None, split: str = "test") -> None:
+        if split not in ("train", "validation", "test"):
+            raise ApgdTeachError(f"there is no split '{split}'; use 'test', 'validation' or 'train'.")
+        self.pool, self.split = pool, split
+        self.encoder = pool.encoder()
+        self._sets: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, task in pool.tasks.items():
+            part: Split = getattr(task, split)
+            part = part if images is None else part.first(images)
+            self._sets[name] = (part.images.to(pool.device), part.labels.to(pool.device))
+        self._heads = {name: pool.head(name) for name in pool.tasks}
+
+    def images(self, task: str) -> int:
+        """How many images of a task are looked at."""
+        return len(self._sets[task][1])
+
+    @torch.no_grad()
+    def score(self, state: StateDict, task: str) -> Score:
+        """One network (an encoder's state dict) on one task, under that task's own head."""
+        if task not in self._sets:
+            raise ApgdTeachError(f"this pool has no task '{task}'; it has: {', '.join(self._sets)}.")
+        images, labels = self._sets[task]
+        there = {key: tensor.to(self.pool.device) for key, tensor in state.items()}
+        head = self._heads[task]
+        # A thousand at a time: the widest activation of a thousand images is some tens of megabytes.
+        logits = torch.cat([head(functional_call(self.encoder, there, (block,))) for block in images.split(1000)])
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        return Score((logits.argmax(dim=1) == labels).cpu(), losses.cpu())
+
+    def scores(self, state: StateDict) -> Scores:
+        """One network on every task."""
+        return {task: self.score(state, task) for task in self.pool.tasks}
+
+    def experts(self) -> Scores:
+        """Every expert on its own task."""
+        return {task: self.score(self.pool.experts[task], task) for task in self.pool.tasks}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean accuracy of one network minus that of another, over the same images.
+
+    Attributes:
+        points: the difference, in points of per cent, averaged over the tasks.
+        margin: half the width of its 95 % interval. It covers the choice of test images, paired image by image; not
+            the training seed.
+    """
+
+    points: float
+    margin: float
+
+    def __str__(self) -> str:
+        sign = "+" if self.points >= 0 else "−"
+        return f"{sign}{abs(self.points):.1f} ± {self.margin:.1f}"
+
+    @property
+    def verdict(self) -> str:
+        """ "better", "worse", or "no different" where the interval holds zero."""
+        if abs(self.points) <= self.margin:
+            return "no different"
+        return "better" if self.points > 0 else "worse"
+
+
+def difference(one: Scores, other: Scores) -> Difference:
+    """How much more accurate `one` is than `other`, task by task on the same images.
+
+    Raises:
+        ApgdTeachError: they were scored on different tasks or images.
+    """
+    if set(one) != set(other) or any(len(one[task].right) != len(other[task].right) for task in one):
+        raise ApgdTeachError("these scores are of different tasks or images; score both with one Evaluator.")
+    means, variances = [], []
+    for task in one:
+        each = one[task].right.double() - other[task].right.double()
+        means.append(float(each.mean()))
+        variances.append(float(each.var(unbiased=True)) / len(each) if len(each) > 1 else math.nan)
+    return Difference(100 * sum(means) / len(means), 100 * 1.96 * math.sqrt(sum(variances)) / len(means))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Merged networks beside the two bounds: the base (no fine-tuning) and each task's own expert.
+
+    Attributes:
+        titles: of the tasks, by name.
+        base: θ₀ on every task.
+        experts: every expert on its own task.
+        merged: by label, a merged network on every task.
+        data_used: by label, what data the method used beside the weights: "none", "unlabelled", "labelled", "test".
+        tier: of the images, and how many per task.
+
+    Lesson: 00, 02, 07.
+    """
+
+    titles: dict[str, str]
+    base: Scores
+    experts: Scores
+    merged: dict[str, Scores]
+    data_used: dict[str, str]
+    tier: str
+
+    def average(self, label: str) -> float:
+        """Mean accuracy over the tasks, in per cent; `label` may be "base" or "experts" as well."""
+        scores = self._scores(label)
+        return sum(score.accuracy for score in scores.values()) / len(scores)
+
+    def worst(self, label: str) -> tuple[str, float]:
+        """The task on which a network is least accurate, and its accuracy in per cent."""
+        scores = self._scores(label)
+        task = min(scores, key=lambda name: scores[name].accuracy)
+        return task, scores[task].accuracy
+
+    def recovered(self, label: str) -> float:
+        """(merged − base) / (experts − base) of mean accuracy; NaN where the experts are not better than the base.
+
+        1 is as good as the experts, 0 no better than the base, below 0 worse than not fine-tuning at all.
+
+        Source: method.md §4.
+        """
+        room = self.average("experts") - self.average("base")
+        return (self.average(label) - self.average("base")) / room if room > 0 else math.nan
+
+    def gap(self, label: str) -> dict[str, float]:
+        """Lⱼ(θ*) − Lⱼ(θⱼ) per task, in nats: how much more loss than the task's own expert.
+
+        Source: method.md §2.1. Lesson: 02, 04.
+        """
+        scores = self._scores(label)
+        return {task: scores[task].loss - self.experts[task].loss for task in scores}
+
+    def against(self, label: str, other: str = "base") -> Difference:
+        """How much more accurate one network is than another, with a 95 % interval."""
+        return difference(self._scores(label), self._scores(other))
+
+    def table(self) -> Table:
+        """Accuracy (%) per task, and the average below."""
+        labels = ["base", *self.merged, "experts"]
+        rows: list[list[object]] = [
+            [self.titles[task], *(self._scores(label)[task].accuracy for label in labels)] for task in self.base
+        ]
+        rows.append(["average", *(self.average(label) for label in labels)])
+        return Table(
+            ["task", "base", *self.merged, "its own expert"],
+            rows,
+            caption="Accuracy (%)",
+            note=f"Images: {self.tier}.",
+            bold=[len(rows) - 1],
+        )
+
+    def gap_table(self) -> Table:
+        """The gap (nats) per task: loss above the task's own expert."""
+        labels = ["base", *self.merged]
+        gaps = {label: self.gap(label) for label in labels}
+        rows: list[list[object]] = [[self.titles[task], *(gaps[label][task] for label in labels)] for task in self.base]
+        rows.append(["average", *(sum(gaps[label].values()) / len(self.base) for label in labels)])
+        return Table(
+            ["task", *labels],
+            rows,
+            caption="Gap to the task's own expert: Lⱼ(θ) − Lⱼ(θⱼ), in nats",
+            note=f"Images: {self.tier}.",
+            digits=3,
+            bold=[len(rows) - 1],
+        )
+
+    def summary(self) -> Table:
+        """One row per network: average, worst task, recovered gap, and what data it used."""
+        rows: list[list[object]] = [["base", self.average("base"), *self._worst("base"), None, "–", "–"]]
+        for label in self.merged:
+            rows.append(
+                [
+                    label,
+                    self.average(label),
+                    *self._worst(label),
+                    100 * self.recovered(label),
+                    str(self.against(label)),
+                    self.data_used[label],
+                ]
+            )
+        rows.append(["each its own expert", self.average("experts"), *self._worst("experts"), None, "–", "–"])
+        return Table(
+            ("network", "average %", "worst %", "worst task", "recovered %", "against the base", "data used"),
+            rows,
+            note=f"Recovered: (merged − base) / (experts − base). Against the base: points, with a 95 % interval over "
+            f"test images. Images: {self.tier}.",
+        )
+
+    def _worst(self, label: str) -> tuple[float, str]:
+        task, accuracy = self.worst(label)
+        return accuracy, self.titles[task]
+
+    def _scores(self, label: str) -> Scores:
+        if label == "base":
+            return self.base
+        if label == "experts":
+            return self.experts
+        if label not in self.merged:
+            raise ApgdTeachError(f"nothing called '{label}' was compared; there are: {', '.join(self.merged)}.")
+        return self.merged[label]
+
+
+def compare(
+    pool: Pool, merged: Mapping[str, Merged | StateDict], *, images: int | None = None, split: str = "test"
+) -> Comparison:
+    """Score merged networks beside the base and the experts of their pool.
+
+    Args:
+        pool: the base, experts, heads and data.
+        merged: by label, what `merge` gave back (or a plain state dict, whose use of data is then unknown).
+        images: per task, the first ones of the split; all by default.
+        split: "test" for what is reported, "validation" for what chooses settings.
+
+    Raises:
+        ApgdTeachError: a label is "base" or "experts".
+
+    Lesson: 00, 02.
+    """
+    for label in merged:
+        if label in ("base", "experts"):
+            raise ApgdTeachError(f"'{label}' is in every comparison already; give the merge another label.")
+    evaluator = Evaluator(pool, images=images, split=split)
+    states = {label: one.state_dict if isinstance(one, Merged) else one for label, one in merged.items()}
+    counts = sorted({evaluator.images(task) for task in pool.tasks})
+    return Comparison(
+        titles={name: task.title for name, task in pool.tasks.items()},
+        base=evaluator.scores(pool.base),
+        experts=evaluator.experts(),
+        merged={label: evaluator.scores(state) for label, state in states.items()},
+        data_used={
+            label: one.audit.data_used if isinstance(one, Merged) else "not stated" for label, one in merged.items()
+        },
+        tier=f"{pool.tier} tier, {split} split, {' or '.join(f'{count:,}' for count in counts)} a task",
+    )

@@ -1,0 +1,124 @@
+"""What the tasks look like, and what task vectors look like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from apgd_teach.data import TaskData
+from apgd_teach.figures.style import COLORS, LINES, MARKERS, figure, styled
+from apgd_teach.merging import StateDict
+
+__all__ = ["cosine_matrix", "draw_cosines", "draw_norms", "draw_spectra", "draw_tasks", "layer_norms", "spectra"]
+
+
+def draw_tasks(tasks: Mapping[str, TaskData], examples: int = 6) -> Figure:
+    """A row of pictures per task: the first test image of each of the first `examples` classes. Lesson: 01."""
+    with styled():
+        drawn, axes = figure(len(tasks), examples, width=1.05 * examples + 2.2, height=1.05 * len(tasks))
+        for row, task in enumerate(tasks.values()):
+            labels = task.test.labels
+            for column in range(examples):
+                image = task.test.images[int((labels == column).nonzero()[0])]
+                spot = axes[row * examples + column]
+                spot.imshow(image[0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+                spot.set_xticks([])
+                spot.set_yticks([])
+                spot.grid(False)
+                if column == 0:
+                    spot.set_ylabel(task.title, rotation=0, ha="right", va="center")
+        return drawn
+
+
+def layer_norms(base: StateDict, vectors: Mapping[str, StateDict]) -> dict[str, dict[str, float]]:
+    """‖τᵢ‖/‖θ₀‖ per task and per weight matrix or kernel, in per cent. Lesson: 01."""
+    weights = [key for key, tensor in base.items() if tensor.ndim >= 2]
+    return {
+        task: {key: 100 * float(tau[key].norm() / base[key].norm()) for key in weights} for task, tau in vectors.items()
+    }
+
+
+def draw_norms(norms: Mapping[str, Mapping[str, float]], titles: Mapping[str, str]) -> Figure:
+    """How far each layer moved, by task: `layer_norms` as marks over the layers. Lesson: 01."""
+    with styled():
+        drawn, (axes,) = figure(height=3.6)
+        layers = list(next(iter(norms.values())))
+        for i, (task, by_layer) in enumerate(norms.items()):
+            offset = (i - (len(norms) - 1) / 2) * 0.08
+            axes.plot(
+                [place + offset for place in range(len(layers))],
+                [by_layer[layer] for layer in layers],
+                MARKERS[i % len(MARKERS)],
+                color=COLORS[i % len(COLORS)],
+                label=titles[task],
+            )
+        axes.set_xticks(range(len(layers)), [layer.removesuffix(".weight") for layer in layers])
+        axes.set_ylabel("‖τ‖ / ‖θ₀‖  (%)")
+        axes.set_ylim(bottom=0)
+        axes.set_title("How far fine-tuning moved each layer")
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return drawn
+
+
+def cosine_matrix(vectors: Mapping[str, StateDict]) -> Tensor:
+    """Cosines between task vectors over all layers together, shape (task, task). Lesson: 01."""
+    flat = torch.stack([torch.cat([tau[key].flatten() for key in sorted(tau)]) for tau in vectors.values()])
+    flat = flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    return flat @ flat.T
+
+
+def draw_cosines(cosines: Tensor, titles: list[str]) -> Figure:
+    """`cosine_matrix` as a map with its numbers. Lesson: 01."""
+    with styled():
+        drawn, (axes,) = figure(width=7.6, height=5.4)
+        picture = axes.imshow(cosines, cmap="RdBu_r", vmin=-1, vmax=1)
+        for row in range(len(titles)):
+            for column in range(len(titles)):
+                value = float(cosines[row, column])
+                axes.text(
+                    column,
+                    row,
+                    f"{value:.2f}",
+                    ha="center",
+                    va="center",
+                    color="white" if abs(value) > 0.6 else "black",
+                )
+        axes.set_xticks(range(len(titles)), titles, rotation=40, ha="right")
+        axes.set_yticks(range(len(titles)), titles)
+        axes.grid(False)
+        axes.set_title("Cosine between task vectors")
+        drawn.colorbar(picture, ax=axes, shrink=0.8)
+        return drawn
+
+
+def spectra(vectors: Mapping[str, StateDict], layer: str) -> dict[str, Tensor]:
+    """Singular values of each τ in one layer, seen as (out, in), as shares of the largest. Lesson: 01."""
+    found = {}
+    for task, tau in vectors.items():
+        values = torch.linalg.svdvals(tau[layer].reshape(tau[layer].shape[0], -1))
+        found[task] = values / values[0].clamp_min(1e-30)
+    return found
+
+
+def draw_spectra(values: Mapping[str, Tensor], titles: Mapping[str, str], layer: str) -> Figure:
+    """`spectra` as falling lines, logarithmic. Lesson: 01."""
+    with styled():
+        drawn, (axes,) = figure(height=3.8)
+        for i, (task, line) in enumerate(values.items()):
+            axes.plot(
+                range(1, len(line) + 1),
+                line,
+                color=COLORS[i % len(COLORS)],
+                linestyle=LINES[i % len(LINES)],
+                label=titles[task],
+            )
+        axes.set_yscale("log")
+        axes.set_ylim(1e-4, 1.3)
+        axes.set_xlabel("singular value, largest first")
+        axes.set_ylabel("share of the largest")
+        axes.set_title(f"Spectrum of τ in {layer.removesuffix('.weight')}: a few directions carry most of it")
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return drawn

@@ -1,0 +1,106 @@
+"""What a merge did: accuracies by task, losses along lines and over planes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from apgd_teach.evaluate import Comparison
+from apgd_teach.figures.style import COLORS, LINES, MARKERS, figure, styled
+from apgd_teach.landscape import Path, Plane
+
+__all__ = ["draw_comparison", "draw_paths", "draw_planes"]
+
+
+def draw_comparison(compared: Mapping[str, Comparison]) -> Figure:
+    """Accuracy by task: base, merged networks and experts as marks on one line per task; a panel per comparison.
+
+    Args:
+        compared: comparisons of the same tasks and merges, by title.
+
+    Lesson: 00, 02.
+    """
+    with styled():
+        first = next(iter(compared.values()))
+        tasks = list(first.base)
+        drawn, axes = figure(1, len(compared), width=4.2 * len(compared) + 1.5, height=4.2)
+        names = {"base": "base", **{label: label for label in first.merged}, "experts": "its own expert"}
+        for place, (title, one) in zip(axes, compared.items(), strict=True):
+            for i, (label, name) in enumerate(names.items()):
+                scores = {"base": one.base, "experts": one.experts, **one.merged}[label]
+                place.plot(
+                    [scores[task].accuracy for task in tasks],
+                    range(len(tasks)),
+                    MARKERS[i],
+                    color=("#7A7A7A", *COLORS)[i],
+                    markersize=8,
+                    label=name,
+                )
+            place.set_yticks(range(len(tasks)), [one.titles[task] for task in tasks] if one is first else [])
+            place.set_ylim(len(tasks) - 0.5, -0.5)
+            place.set_xlabel("accuracy on test images (%)")
+            place.set_title(title)
+        lowest = min(place.get_xlim()[0] for place in axes)
+        for place in axes:
+            place.set_xlim(max(0.0, lowest), 100.5)
+        drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names))
+        return drawn
+
+
+def draw_paths(paths: Mapping[str, Path], titles: Mapping[str, str], ends: tuple[str, str]) -> Figure:
+    """Loss along straight lines between two networks, a line per task and a panel per path. Lesson: 02."""
+    with styled():
+        drawn, axes = figure(1, len(paths), width=4.2 * len(paths) + 0.8, height=3.9)
+        highest = max(max(losses) for path in paths.values() for losses in path.losses.values())
+        for place, (title, path) in zip(axes, paths.items(), strict=True):
+            for i, (task, losses) in enumerate(path.losses.items()):
+                place.plot(
+                    path.steps,
+                    losses,
+                    color=COLORS[i],
+                    linestyle=LINES[i],
+                    marker=MARKERS[i],
+                    markersize=4,
+                    label=f"loss on {titles[task]}",
+                )
+            place.axvline(0.5, color="#7A7A7A", linewidth=1, linestyle=":")
+            place.set_ylim(0, 1.08 * highest)
+            place.set_xticks([0, 0.5, 1], [ends[0], "average", ends[1]])
+            place.set_title(title)
+        axes[0].set_ylabel("loss (nats)")
+        drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        return drawn
+
+
+def draw_planes(planes: Mapping[str, Plane], titles: Mapping[str, str]) -> Figure:
+    """Mean loss over the plane through three networks, a panel with its own levels per plane.
+
+    Contours are labelled, so the picture can be read without its colours. Lesson: 02.
+    """
+    with styled():
+        drawn, axes = figure(1, len(planes), width=4.6 * len(planes) + 0.6, height=4.6)
+        for place, (title, plane) in zip(axes, planes.items(), strict=True):
+            loss = plane.mean.numpy()
+            # The loss climbs steeply far out: equal steps of its logarithm show the valley.
+            levels = np.geomspace(max(float(loss.min()), 1e-3), float(np.quantile(loss, 0.92)), 11)
+            place.contourf(plane.x, plane.y, loss, levels=levels, cmap="viridis_r", extend="both")
+            lines = place.contour(plane.x, plane.y, loss, levels=levels[1::2], colors="black", linewidths=0.6)
+            place.clabel(lines, fmt="%.2f", fontsize=8)
+            for i, (name, (x, y)) in enumerate(plane.places.items()):
+                place.plot(x, y, MARKERS[i], color="white", markeredgecolor="black", markersize=9)
+                place.annotate(
+                    titles.get(name, name),
+                    (x, y),
+                    xytext=(0, 9),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=9,
+                    bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.85, "linewidth": 0},
+                )
+            place.set_aspect("equal")
+            place.grid(False)
+            place.set_title(title)
+            place.set_xlabel("distance in weight space")
+        return drawn

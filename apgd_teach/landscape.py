@@ -1,0 +1,168 @@
+"""Walks through weight space: the straight line between two networks, and the plane through three."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from apgd_teach.errors import ApgdTeachError
+from apgd_teach.evaluate import Evaluator
+from apgd_teach.merging import StateDict, task_vectors
+from apgd_teach.progress import bar
+
+__all__ = ["Path", "Plane", "loss_path", "loss_plane"]
+
+
+@dataclass(frozen=True)
+class Path:
+    """Losses and accuracies along a straight line from one network to another.
+
+    Attributes:
+        steps: share of the way, from 0 (the first network) to 1 (the second).
+        losses: per task, mean cross-entropy (nats) at each step.
+        accuracies: per task, per cent at each step.
+    """
+
+    steps: list[float]
+    losses: dict[str, list[float]]
+    accuracies: dict[str, list[float]]
+
+    def barrier(self, task: str) -> float:
+        """How far the loss rises above the straight line between its two ends, at most (nats; 0 if nowhere).
+
+        Source: Frankle et al., "Linear mode connectivity", ICML 2020, arXiv 1912.05671. Lesson: 02.
+        """
+        first, last = self.losses[task][0], self.losses[task][-1]
+        return max(
+            loss - (first + step * (last - first)) for step, loss in zip(self.steps, self.losses[task], strict=True)
+        )
+
+
+def loss_path(evaluator: Evaluator, start: StateDict, end: StateDict, tasks: Sequence[str], points: int = 11) -> Path:
+    """Score the networks on the straight line from `start` to `end`.
+
+    Args:
+        evaluator: says which images.
+        start, end: state dicts of one network.
+        tasks: which tasks to score on.
+        points: how many networks, both ends included; at least 2.
+
+    Raises:
+        ApgdTeachError: fewer than two points.
+
+    Lesson: 02.
+    """
+    if points < 2:
+        raise ApgdTeachError(f"a line has two ends, so points must be at least 2, not {points}.")
+    steps = [i / (points - 1) for i in range(points)]
+    path = Path(steps, {task: [] for task in tasks}, {task: [] for task in tasks})
+    for step in steps:
+        state = _between(start, end, step)
+        for task in tasks:
+            score = evaluator.score(state, task)
+            path.losses[task].append(score.loss)
+            path.accuracies[task].append(score.accuracy)
+    return path
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Losses over the plane through three networks: a base and two more.
+
+    The base is the origin. The first axis points from it to the first network; the second is at a right angle to the
+    first and points to the side of the second network. Lengths are distances in weight space, so angles are true.
+
+    Attributes:
+        x, y: coordinates of the grid's columns and rows.
+        losses: per task, mean cross-entropy (nats), shape (row of y, column of x).
+        places: coordinates of the three networks, by name.
+    """
+
+    x: list[float]
+    y: list[float]
+    losses: dict[str, Tensor]
+    places: dict[str, tuple[float, float]]
+
+    @property
+    def mean(self) -> Tensor:
+        """The tasks' mean loss, shape (row, column)."""
+        return torch.stack(list(self.losses.values())).mean(dim=0)
+
+
+def loss_plane(
+    evaluator: Evaluator,
+    base: StateDict,
+    first: tuple[str, StateDict],
+    second: tuple[str, StateDict],
+    tasks: Sequence[str],
+    *,
+    points: int = 15,
+    border: float = 0.35,
+    progress: bool = True,
+) -> Plane:
+    """Score the networks on a grid over the plane through a base and two more.
+
+    An average of experts lies in the plane only if it is one of the three, or the mean of the two.
+
+    Args:
+        evaluator: says which images.
+        base: θ₀, the origin.
+        first, second: a name and a state dict each.
+        tasks: which tasks to score on.
+        points: grid points along each side, at least 2.
+        border: how far the grid goes beyond the three networks, as a share of their extent.
+        progress: show a bar.
+
+    Raises:
+        ApgdTeachError: fewer than two points, or the three networks lie on one line.
+
+    Source: Garipov et al., "Loss surfaces, mode connectivity", NeurIPS 2018, arXiv 1802.10026. Lesson: 02.
+    """
+    if points < 2:
+        raise ApgdTeachError(f"a plane needs at least 2 points along each side, not {points}.")
+    vectors = task_vectors(base, {"first": first[1], "second": second[1]})
+    u, v = vectors["first"], vectors["second"]
+    length = _dot(u, u) ** 0.5
+    along = _dot(u, v) / length if length else 0.0
+    height = max(0.0, _dot(v, v) - along**2) ** 0.5
+    if length == 0 or height <= 1e-6 * length:
+        raise ApgdTeachError("these three networks lie on one line and span no plane; take three that differ.")
+    places = {"base": (0.0, 0.0), first[0]: (length, 0.0), second[0]: (along, height)}
+    xs, ys = (_axis([place[i] for place in places.values()], points, border) for i in (0, 1))
+    losses = {task: torch.empty(points, points) for task in tasks}
+    with bar(points * points, "network", "loss plane", progress) as networks:
+        for row, y in enumerate(ys):
+            for column, x in enumerate(xs):
+                b = y / height
+                a = (x - b * along) / length
+                state = _combined(base, [(a, u), (b, v)])
+                for task in tasks:
+                    losses[task][row, column] = evaluator.score(state, task).loss
+                networks.update(1)
+    return Plane(xs, ys, losses, places)
+
+
+def _axis(values: list[float], points: int, border: float) -> list[float]:
+    low, high = min(values), max(values)
+    margin = border * (high - low)
+    return [low - margin + (high - low + 2 * margin) * i / (points - 1) for i in range(points)]
+
+
+def _over(state: StateDict, change: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
+    """`change` applied to the floating-point tensors; the others as they are."""
+    return {key: change(key, tensor) if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+
+
+def _between(start: StateDict, end: StateDict, step: float) -> dict[str, Tensor]:
+    return _over(start, lambda key, tensor: (1 - step) * tensor + step * end[key])
+
+
+def _combined(base: StateDict, parts: Sequence[tuple[float, StateDict]]) -> dict[str, Tensor]:
+    return _over(base, lambda key, tensor: tensor + sum(factor * part[key] for factor, part in parts))
+
+
+def _dot(one: StateDict, other: StateDict) -> float:
+    return float(sum((one[key].double() * other[key].double()).sum() for key in one))
