@@ -12,11 +12,13 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
+from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor
@@ -35,7 +37,7 @@ Ingredients = Mapping[str, object]
 def cache_folder() -> Path:
     """Where trained networks are kept: the folder named by APGD_TEACH_CACHE, else the user's own cache folder."""
     named = os.environ.get("APGD_TEACH_CACHE")
-    return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("apgd_teach", appauthor=False))
+    return Path(os.path.expanduser(named or platformdirs.user_cache_dir("apgd_teach", appauthor=False)))
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,13 @@ class Cache:
     """A folder of trained networks.
 
     Args:
-        folder: where; made when something is first stored. None: `cache_folder()`.
+        folder: where; made when something is about to be stored. None: `cache_folder()`.
 
     Lesson: 01.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        self.folder = Path(folder).expanduser() if folder is not None else cache_folder()
+        self.folder = Path(os.path.expanduser(folder)) if folder is not None else cache_folder()
 
     def load(self, ingredients: Ingredients) -> Entry | Damaged | None:
         """The entry made of exactly these ingredients; None if there is none; `Damaged` if its files are not whole."""
@@ -85,7 +87,7 @@ class Cache:
         weights_file = self._file(ingredients, ".safetensors")
         try:
             text = card_file.read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             return Damaged(card_file.name, f"it cannot be read ({error.strerror})")
@@ -104,7 +106,23 @@ class Cache:
             return Damaged(weights_file.name, f"it cannot be read ({error.strerror})")
         if hashlib.sha256(content).hexdigest() != expected:
             return Damaged(weights_file.name, "its content is not what its card says")
-        return Entry(load_bytes(content), card)
+        try:
+            return Entry(load_bytes(content), card)
+        except SafetensorError:
+            return Damaged(weights_file.name, "it holds no weights")
+
+    def check(self) -> None:
+        """Try whether anything can be kept here: better said before an hour of training than after it.
+
+        Raises:
+            CacheError: the folder cannot be made or written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise self._refusal("Trained networks", error) from None
 
     def store(self, ingredients: Ingredients, tensors: Mapping[str, Tensor], facts: Mapping[str, object]) -> Entry:
         """Keep a network.
@@ -120,7 +138,7 @@ class Cache:
         content = save_bytes({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
         card = {**_plain(facts), "ingredients": _plain(ingredients), "sha256": hashlib.sha256(content).hexdigest()}
         text = json.dumps(card, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-        # A card that outlived its weights must not vouch for the new ones while they are being put in place.
+        # The card last: until it is there the entry is not, and an older card does not have the hash of these weights.
         self._write(self._file(ingredients, ".safetensors"), content)
         self._write(self._file(ingredients, ".json"), text.encode())
         return Entry(load_bytes(content), card)
@@ -152,10 +170,13 @@ class Cache:
         try:
             write_atomically(file, content)
         except OSError as error:
-            raise CacheError(
-                f"The trained network {file.name} cannot be kept in the cache {shown(self.folder)} "
-                f"({error.strerror or error}); make room or name another folder in APGD_TEACH_CACHE."
-            ) from None
+            raise self._refusal(f"The trained network {file.name}", error) from None
+
+    def _refusal(self, what: str, error: OSError) -> CacheError:
+        return CacheError(
+            f"{what} cannot be kept in the cache {shown(self.folder)} ({error.strerror or error}); "
+            "make room there or name another folder in APGD_TEACH_CACHE."
+        )
 
 
 def changed(before: Ingredients, after: Ingredients, path: str = "") -> list[str]:
@@ -165,7 +186,11 @@ def changed(before: Ingredients, after: Ingredients, path: str = "") -> list[str
         old, new = before.get(key), after.get(key)
         name = f"{path}{key}"
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            differences += changed(old, new, f"{name}.")
+            if old.get("name") != new.get("name"):
+                # Another thing altogether: in what else it differs goes without saying.
+                differences.append(f"{name}: {old.get('name')} → {new.get('name')}")
+            else:
+                differences += changed(old, new, f"{name}.")
         elif old != new:
             # Hashes say nothing to a reader: their ingredient's name is enough.
             hashes = any(isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) for value in (old, new))

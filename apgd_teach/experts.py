@@ -266,6 +266,7 @@ class _Trainer:
                 try:
                     self.cache.check()
                 except CacheError as error:
+                    self.keeps = False
                     self._cannot_keep(error)
             self._announce(missing)
             made = iter(self._make([job for job, _ in missing]))
@@ -311,9 +312,8 @@ class _Trainer:
         return Entry(tensors, {**facts, "ingredients": job.ingredients})
 
     def _cannot_keep(self, error: CacheError) -> None:
-        """Said once, and also to those who asked for no bars: the next call trains all of it again."""
-        self.keeps = False
-        sentence = f"{error} Until then they are trained again in every session."
+        """Also for those who asked for no bars: the next call has it all to do again."""
+        sentence = f"{error} Training goes on, and has to be done again in the next session."
         if self.progress:
             self._say(sentence)
         else:

@@ -36,5 +36,5 @@ def shown(folder: Path) -> str:
     """A folder as it may be shown in a notebook that others read: the home folder as ~."""
     try:
         return str(Path("~") / folder.relative_to(Path.home()))
-    except ValueError:
+    except (RuntimeError, ValueError):  # outside the home folder, or nobody's
         return str(folder)

@@ -72,12 +72,13 @@ class Recipe:
         if self.optimizer not in ("sgd", "adamw"):
             raise ApgdTeachError(f"there is no optimizer '{self.optimizer}' here; use 'sgd' or 'adamw'.")
         try:
-            # Plain numbers, whatever kind came in: 1 and 1.0 are one ingredient, and a card can hold them.
+            # Plain numbers, whatever kind came in: 1 and 1.0 are one ingredient, and a card can hold them. A sum of
+            # one number refuses text, which `float` would read.
             for name in ("steps", "batch_size"):
                 object.__setattr__(self, name, operator.index(getattr(self, name)))
             for name in ("lr", "momentum", "weight_decay", "warmup", "clip"):
                 object.__setattr__(self, name, math.fsum([getattr(self, name)]))
-        except (TypeError, ValueError):
+        except (OverflowError, TypeError, ValueError):
             raise ApgdTeachError(f"{self} cannot be followed: {_NUMBERS}.") from None
         if not (
             0 < self.lr < math.inf
