@@ -1,0 +1,151 @@
+# %% [markdown]
+# # 00 · Start here
+#
+# **By the end you will have shown that** your machine is ready, and that one function merges eight experts.
+#
+# *Before this:* a little PyTorch: you know what a `state_dict` is. Nothing about merging.
+# *You will need:* no network and no GPU. Everything here runs on two CPU cores, on real pictures that come with the
+# course.
+
+# %% tags=["parameters"]
+PROFILE = "fast"
+SEED = 0
+
+# %%
+from IPython.display import Markdown
+
+from apgd_teach.course.profiles import use_profile
+
+profile = use_profile(PROFILE)
+
+# %% [markdown]
+# ## Is this machine ready?
+#
+# The doctor looks at what the course needs and says, row by row, "OK" or what to do. (The same table in a terminal:
+# `apgd-teach doctor`.)
+
+# %% tags=["machine"]
+from apgd_teach.doctor import doctor_table, examine
+
+doctor_table(examine())
+
+# %% [markdown]
+# Two of its rows decide what you will see. **Device**: a GPU is used where there is one; `device="cpu"` in any call
+# overrules that. **Data**: the course comes with a *bundled* tier, real MNIST and Fashion-MNIST in a few megabytes,
+# checked against their hashes whenever they are loaded.
+
+# %%
+from apgd_teach.data import open_source
+
+source = open_source("bundled")
+source.note
+
+# %% [markdown]
+# ## The course
+#
+# | | notebook | what it ends by having shown | in this version |
+# |---|---|---|---|
+# | 00 | Start here | your machine is ready, and one function merges eight experts | here |
+# | 01 | Toy experts | experts differ from their base by a small, structured vector | yes |
+# | 02 | Naive averaging | the average of good experts can be worse than the base | yes |
+# | 03 | Task arithmetic and interference | one global λ trades tasks against each other | not yet |
+# | 04 | The gap | the gap can be estimated without data, and where that estimate breaks | not yet |
+# | 05 | Shared subspace | what the tasks share is a subspace one can compute and protect | not yet |
+# | 06 | Projected gradient descent | descent on Δ closes the gap that averaging leaves | not yet |
+# | 07 | Honest comparison | which method wins here, by how much, using what data, at what cost | not yet |
+#
+# A few words that will come back all the time:
+#
+# * **base** $\theta_0$: the network that everything starts from;
+# * **expert** $\theta_i$: a copy of the base, fine-tuned on task $i$;
+# * **head**: a linear layer that reads the features for one task. Heads stay outside every merge;
+# * **merge**: making one network $\theta^*$ that serves all tasks, from the weights alone, without any data.
+
+# %% [markdown]
+# ## A merge in a minute
+#
+# Eight tasks: digits that are upright, rotated, inverted or noisy, and clothes that are upright, flipped, inverted or
+# rotated. `make_pool` trains a small base once, then one expert per task, and keeps them in a cache. Run the cell
+# twice: the second time there is nothing left to train.
+#
+# > **Predict before you run.** Eight experts, each good at its own task, averaged into one network. Will the average
+# > be as good as the experts, somewhere between the base and the experts, or worse than the base?
+
+# %%
+from apgd_teach.experts import make_pool
+
+pool = make_pool(
+    "convnet",
+    regime="mild",
+    base_steps=profile.base_steps,
+    expert_steps=profile.expert_steps,
+    seed=SEED,
+    source=source,
+)
+f"{len(pool.experts)} experts of {len(pool.tasks)} tasks, from one base"
+
+# %% [markdown]
+# And this is the merge. It takes state dicts and returns a state dict: no data, no training, no GPU.
+
+# %%
+from apgd_teach.merging import merge
+
+merged = merge(pool.base, pool.experts, method="average")
+{name: tuple(tensor.shape) for name, tensor in merged.state_dict.items()}
+
+# %% [markdown]
+# How good is it? Each task is tried with its own head. On the left of each line is what you had before
+# fine-tuning, on the right what the expert reaches who knows this task only.
+
+# %%
+from apgd_teach.evaluate import compare
+from apgd_teach.figures import draw_comparison, show
+
+result = compare(pool, {"average": merged}, images=profile.test_images)
+result.table()
+
+# %%
+show(
+    draw_comparison({"one network for eight tasks": result}),
+    "Accuracy by task. "
+    + "; ".join(
+        f"{title}: base {result.base[task].accuracy:.1f}, average {result.merged['average'][task].accuracy:.1f}, "
+        f"expert {result.experts[task].accuracy:.1f} per cent"
+        for task, title in result.titles.items()
+    ),
+)
+
+# %%
+result.summary()
+
+# %% [markdown]
+# ## What this run showed
+
+# %%
+Markdown(
+    f"One function merged {len(pool.experts)} experts into one network. Over the eight tasks the base reaches "
+    f"**{result.average('base'):.1f} %**, the experts **{result.average('experts'):.1f} %**, each on its own task, "
+    f"and the average of all of them **{result.average('average'):.1f} %**. Against the base that is "
+    f"{result.against('average')} points, which is **{result.against('average').verdict}** within its 95 % interval "
+    f"over test images. So of what fine-tuning gained, averaging kept {100 * result.recovered('average'):.0f} %. "
+    "The rest of the course is about that loss: where it comes from, how it can be estimated without data, "
+    "and how much of it can be won back."
+)
+
+# %% [markdown]
+# ## Try it
+#
+# 1. Merge two experts only: `merge(pool.base, {name: pool.experts[name] for name in ("digits-upright",
+#    "digits-noisy")})`. Before you run it: will those two tasks be better served than by the average of eight?
+#    (`pool.only([...])` gives a smaller pool to `compare`.)
+# 2. Train with another seed (`SEED = 1` in the parameters cell, then run all). Which of the numbers above change by
+#    more than their interval? What does the interval not cover?
+# 3. Ask for something that cannot be merged: `merge(pool.base, {"broken": {}})`. Does the sentence tell you what to
+#    do?
+#
+# **Next:** [01 · Toy experts](01_toy_experts.ipynb).
+#
+# *References.* Averaging of fine-tuned networks: Wortsman et al., "Model soups", ICML 2022,
+# [arXiv 2203.05482](https://arxiv.org/abs/2203.05482). The method this course works towards: Wei et al., "Modeling
+# Multi-Task Model Merging as Adaptive Projective Gradient Descent", ICML 2025,
+# [arXiv 2501.01230](https://arxiv.org/abs/2501.01230).

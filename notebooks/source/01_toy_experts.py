@@ -1,0 +1,314 @@
+# %% [markdown]
+# # 01 · Toy experts
+#
+# **By the end you will have shown that** experts differ from their base by a small, structured vector.
+#
+# *Before this:* [00 · Start here](00_start_here.ipynb).
+
+# %% tags=["parameters"]
+PROFILE = "fast"
+SEED = 0
+
+# %%
+from IPython.display import Markdown
+
+from apgd_teach.course.profiles import use_profile
+
+profile = use_profile(PROFILE)
+
+# %% [markdown]
+# ## The data: two families, eight tasks
+#
+# Real pictures, two families of them, each shown in four ways. A *variant* is one torchvision transform, so a task
+# of your own is one more entry (see Try it).
+
+# %%
+from apgd_teach.data import cards_table, open_source
+
+source = open_source("bundled")
+cards_table()
+
+# %%
+from apgd_teach.data import TASKS
+from apgd_teach.figures import draw_tasks, show
+
+tasks = {name: source.task(name) for name in TASKS}
+titles = {name: task.title for name, task in tasks.items()}
+show(
+    draw_tasks(tasks),
+    "Six test pictures of each of the eight tasks, one row per task: " + "; ".join(titles.values()) + ".",
+)
+
+# %% [markdown]
+# The labels of a family are the same in all its variants: an inverted 7 is still a 7. What changes is the input, so
+# the four tasks of a family want *the same answer from different pictures*. That is why they can share something,
+# and why they can also pull in different directions.
+#
+# Every result says which images it used. Training images train, validation images choose settings, and test images
+# are only ever reported.
+
+# %%
+from apgd_teach.tables import Table
+
+Table(
+    ("task", "training", "validation", "test", "tier"),
+    [(task.title, len(task.train), len(task.validation), len(task.test), task.tier) for task in tasks.values()],
+    caption="Images per task",
+)
+
+# %% [markdown]
+# ## Base, heads, experts
+#
+# Three things are trained, in this order.
+#
+# 1. **The base** $\theta_0$, once: a small convolutional network that learns to tell all twenty classes apart, under
+#    random rotation, inversion, transposition and noise.
+# 2. **A head per task**, on the base's features: logistic regression. Then it is frozen. It plays the part that
+#    the text encoder plays in CLIP: it says what the features must look like, and no merge touches it.
+# 3. **An expert per task** $\theta_i$: the base's encoder, fine-tuned under the frozen head by SGD with momentum.
+#
+# > **Predict before you run.** By how much of its own length does the base move when it becomes an expert: a
+# > thousandth, a few hundredths, half?
+#
+# The recipes are data: everything that a network depends on is written in them.
+
+# %%
+from apgd_teach.training import BASE, recipe
+
+BASE, recipe("mild", "sgd", steps=profile.expert_steps)
+
+# %%
+from apgd_teach.experts import make_pool
+
+pool = make_pool(
+    base_steps=profile.base_steps, expert_steps=profile.expert_steps, regime="mild", seed=SEED, source=source
+)
+
+# %% [markdown]
+# ### The cache
+#
+# A trained network is kept under a hash of everything it was made of: architecture, data, recipe, seed. Ask for the
+# same again and it is read from disk; change one ingredient and one sentence says which one, and only what depends
+# on it is made anew. Each network has a card.
+
+# %%
+again = make_pool(
+    base_steps=profile.base_steps, expert_steps=profile.expert_steps, regime="mild", seed=SEED, source=source
+)
+f"trained by the second call: {list(again.trained) or 'nothing'}"
+
+# %% tags=["machine"]
+Table(
+    ("network", "steps", "validation accuracy %", "seconds of training", "device"),
+    [
+        (titles.get(name, name), card["steps"], card["validation_accuracy"], card["seconds"], card["device"])
+        for name, card in pool.cards.items()
+    ],
+    caption="The cards of the cache",
+    note="The base is tried on both families at once, without distortions; an expert on its own task.",
+)
+
+# %%
+from apgd_teach.evaluate import Evaluator
+
+evaluator = Evaluator(pool, images=profile.test_images)
+base_scores, expert_scores = evaluator.scores(pool.base), evaluator.experts()
+Table(
+    ("task", "base", "its own expert", "gained"),
+    [
+        (
+            titles[name],
+            base_scores[name].accuracy,
+            expert_scores[name].accuracy,
+            expert_scores[name].accuracy - base_scores[name].accuracy,
+        )
+        for name in pool.tasks
+    ],
+    caption="Accuracy (%) on test images",
+    note=f"{evaluator.images('digits-upright'):,} images a task, {pool.tier} tier.",
+)
+
+# %% [markdown]
+# ## The task vector
+#
+# What fine-tuning did to the weights is a difference,
+#
+# $$\tau_i = \theta_i - \theta_0,$$
+#
+# one tensor per layer. Everything that follows in this course is arithmetic on these. A convolution kernel of shape
+# (out, in, height, width) is looked at as a matrix (out, in · height · width): one row per output channel.
+
+# %%
+from apgd_teach.merging import task_vectors
+
+vectors = task_vectors(pool.base, pool.experts)
+one = vectors["digits-rotated45"]
+Table(
+    ("tensor", "shape", "as a matrix"),
+    [
+        (
+            name,
+            "×".join(map(str, tau.shape)),
+            "×".join(map(str, tau.reshape(tau.shape[0], -1).shape)) if tau.ndim > 1 else "–",
+        )
+        for name, tau in one.items()
+    ],
+    caption=f"The task vector of {titles['digits-rotated45']}",
+)
+
+# %% [markdown]
+# ### Small
+#
+# The length of $\tau_i$ beside the length of $\theta_0$, layer by layer:
+
+# %%
+from apgd_teach.figures import draw_norms, layer_norms
+
+norms = layer_norms(pool.base, vectors)
+show(
+    draw_norms(norms, titles),
+    "How far fine-tuning moved each layer, as a share of the base's norm. "
+    + "; ".join(
+        f"{titles[task]}: " + ", ".join(f"{layer.removesuffix('.weight')} {share:.1f} %" for layer, share in by.items())
+        for task, by in norms.items()
+    ),
+)
+
+# %% [markdown]
+# ### Structured
+#
+# Is $\tau$ just noise of that length? Two tests, each against a control that has the same numbers in another order:
+# every $\tau$ with its entries shuffled inside each layer.
+#
+# **Directions.** Seen as a matrix, $\tau = U S V^\top$. If a few singular values carry most of the energy
+# $\sum_k s_k^2$, fine-tuning moved the layer in a few directions only.
+#
+# > **Predict before you run.** What share of the energy do the first ten of the singular values of the last layer
+# > carry? And after shuffling?
+
+# %%
+import torch
+
+from apgd_teach.figures import draw_spectra, spectra
+
+LAYER = "linear.weight"
+
+
+def shuffled(vector, seed):
+    """The same numbers in each tensor, in another order."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: tau.flatten()[torch.randperm(tau.numel(), generator=generator)].reshape(tau.shape)
+        for name, tau in vector.items()
+    }
+
+
+control = {name: shuffled(vector, seed) for seed, (name, vector) in enumerate(vectors.items())}
+
+
+def energy(vector, first):
+    """The share of the energy that the first singular values carry, in per cent."""
+    values = torch.linalg.svdvals(vector[LAYER].reshape(vector[LAYER].shape[0], -1)).square()
+    return 100 * float(values[:first].sum() / values.sum())
+
+
+shares = Table(
+    ("task", "τ, first 10", "τ, first 50", "shuffled, first 10", "shuffled, first 50"),
+    [
+        (
+            titles[name],
+            energy(vectors[name], 10),
+            energy(vectors[name], 50),
+            energy(control[name], 10),
+            energy(control[name], 50),
+        )
+        for name in vectors
+    ],
+    caption=f"Energy of {LAYER} in the first 10 and 50 of its {min(one[LAYER].shape)} directions (%)",
+)
+shares
+
+# %%
+shown = spectra({**vectors, "shuffled": control["digits-upright"]}, LAYER)
+show(
+    draw_spectra(shown, {**titles, "shuffled": "digits, upright, shuffled"}, LAYER),
+    f"Singular values of each task vector in {LAYER}, as shares of the largest. The tenth is at "
+    + ", ".join(f"{float(values[9]):.2f} ({name})" for name, values in shown.items())
+    + ".",
+)
+
+# %% [markdown]
+# **Relations.** Two shuffled vectors of this many numbers are at a right angle. Are two task vectors?
+
+# %%
+from apgd_teach.figures import cosine_matrix, draw_cosines
+
+cosines = cosine_matrix(vectors)
+show(
+    draw_cosines(cosines, list(titles.values())),
+    "Cosines between task vectors. "
+    + "; ".join(
+        f"{a} and {b}: {float(cosines[i, j]):.2f}"
+        for i, a in enumerate(titles.values())
+        for j, b in enumerate(titles.values())
+        if i < j
+    ),
+)
+
+# %%
+pairs = [(a, b) for a in range(len(titles)) for b in range(a)]
+names = list(titles)
+within = [float(cosines[a, b]) for a, b in pairs if tasks[names[a]].family == tasks[names[b]].family]
+across = [float(cosines[a, b]) for a, b in pairs if tasks[names[a]].family != tasks[names[b]].family]
+chance = cosine_matrix(control)
+by_chance = max(abs(float(chance[a, b])) for a, b in pairs)
+Table(
+    ("pairs", "mean cosine", "smallest", "largest"),
+    [
+        ("of one family", sum(within) / len(within), min(within), max(within)),
+        ("of two families", sum(across) / len(across), min(across), max(across)),
+        ("shuffled", sum(float(chance[a, b]) for a, b in pairs) / len(pairs), -by_chance, by_chance),
+    ],
+    digits=3,
+    caption="Cosines between task vectors",
+    note="Shuffled: the largest in size, with both signs.",
+)
+
+# %% [markdown]
+# ## What this run showed
+
+# %%
+from apgd_teach.merging.statedict import relative_norm
+
+moved = {name: 100 * relative_norm(pool.base, expert) for name, expert in pool.experts.items()}
+carried = [float(value) for value in shares.column("τ, first 10")]
+carried_shuffled = [float(value) for value in shares.column("shuffled, first 10")]
+small = max(moved.values()) < 20
+structured = min(carried) > 2 * max(carried_shuffled)
+Markdown(
+    f"**Small (less than a fifth of the base): {'yes' if small else 'no'}.** Over all layers an expert is "
+    f"{min(moved.values()):.1f} to {max(moved.values()):.1f} % of ‖θ₀‖ away from the base.\n\n"
+    f"**Structured (more than twice what shuffled numbers carry): {'yes' if structured else 'no'}.** In the last layer ten directions carry {min(carried):.0f} to "
+    f"{max(carried):.0f} % of a task vector's energy; of the same numbers shuffled, "
+    f"{min(carried_shuffled):.0f} to {max(carried_shuffled):.0f} %. Task vectors of one family have a mean cosine of "
+    f"{sum(within) / len(within):.2f} and those of two families {sum(across) / len(across):.2f}, where chance gives at "
+    f"most {by_chance:.3f}."
+)
+
+# %% [markdown]
+# What tasks share will be a *subspace* in lesson 05: the directions that several task vectors use. What they do not
+# share, and still overwrite in each other, is *interference*, lesson 03.
+#
+# ## Try it
+#
+# 1. Fine-tune with AdamW: `make_pool(optimizer="adamw", …)` with the same other arguments. Watch the sentence: what
+#    is trained again, and what is not? Then draw its spectrum beside SGD's. Is it flatter or steeper?
+# 2. Make a task of your own: `Variant("digits", "blurred", v2.GaussianBlur(5, sigma=2.0))`, then
+#    `source.task(variant)`. How good is the base on it under the head of *digits, upright*?
+# 3. Which layer moved most, in per cent, and which moved most in absolute terms? Why is that not the same question?
+#
+# **Next:** [02 · Naive averaging](02_naive_averaging.ipynb).
+#
+# *References.* Task vectors: Ilharco et al., "Editing Models with Task Arithmetic", ICLR 2023,
+# [arXiv 2212.04089](https://arxiv.org/abs/2212.04089). MNIST: LeCun, Cortes and Burges. Fashion-MNIST: Xiao, Rasul
+# and Vollgraf, [arXiv 1708.07747](https://arxiv.org/abs/1708.07747).

@@ -1,0 +1,329 @@
+# %% [markdown]
+# # 02 · Naive averaging
+#
+# **By the end you will have shown that** the average of good experts can be worse than the base.
+#
+# *Before this:* [01 · Toy experts](01_toy_experts.ipynb).
+
+# %% tags=["parameters"]
+PROFILE = "fast"
+SEED = 0
+
+# %%
+from IPython.display import Markdown
+
+from apgd_teach.course.profiles import use_profile
+from apgd_teach.data import open_source
+from apgd_teach.experts import make_pool
+
+profile = use_profile(PROFILE)
+source = open_source("bundled")
+
+
+def pool_of(regime, seed=SEED, tasks=None):
+    """Base and experts in this profile's size, from the cache where they are there."""
+    return make_pool(
+        regime=regime,
+        seed=seed,
+        tasks=tasks,
+        base_steps=profile.base_steps,
+        expert_steps=profile.expert_steps,
+        source=source,
+    )
+
+
+mild = pool_of("mild")
+titles = {name: task.title for name, task in mild.tasks.items()}
+
+# %% [markdown]
+# ## The average, by hand
+#
+# With $T$ experts, the simple average is the mean of their weights, and that is the base plus the mean task vector:
+#
+# $$\theta^* = \frac{1}{T}\sum_i \theta_i = \theta_0 + \frac{1}{T}\sum_i \tau_i .$$
+#
+# Both, tensor by tensor, and then the library's call:
+
+# %%
+import torch
+
+from apgd_teach.merging import merge, task_vectors
+
+vectors = task_vectors(mild.base, mild.experts)
+T = len(mild.experts)
+by_mean = {key: sum(expert[key] for expert in mild.experts.values()) / T for key in mild.base}
+by_vectors = {key: mild.base[key] + sum(tau[key] for tau in vectors.values()) / T for key in mild.base}
+average_mild = merge(mild.base, mild.experts, method="average")
+
+for mine in (by_mean, by_vectors):
+    for key, tensor in average_mild.state_dict.items():
+        torch.testing.assert_close(mine[key], tensor)
+f"all three agree, in all {len(by_mean)} tensors"
+
+# %% [markdown]
+# Every merge comes with an audit: what was done to each tensor, and how large the step was beside the base.
+
+# %%
+average_mild.audit.table()
+
+# %% [markdown]
+# ## "Without data" is enforced
+#
+# While a merge runs, asking for data raises. Here is a method that cheats: it is a method like any other, a function
+# of one layer's task vectors (task, out, in), but it peeks at the test images.
+
+# %%
+from dataclasses import dataclass
+from typing import ClassVar
+
+from apgd_teach.errors import DataAccessError
+
+
+@dataclass(frozen=True)
+class Peeking:
+    """Weighs the tasks by how bright their test images are. It must not be allowed to."""
+
+    name: ClassVar[str] = "peeking"
+
+    def __call__(self, task_vectors):
+        brightness = mild.tasks["digits-upright"].test.images.mean()
+        return task_vectors.mean(dim=0) * brightness
+
+
+try:
+    merge(mild.base, mild.experts, Peeking())
+except DataAccessError as error:
+    print(error)
+
+# %% [markdown]
+# The guard watches the course's own data objects, files, and the network. It cannot see a tensor that somebody loaded
+# earlier and hid in a closure; that is what reading a method's source is for.
+#
+# ## Mild and hot fine-tuning
+#
+# Two sets of experts from the same base. *Mild* ones are fine-tuned with a small learning rate, *hot* ones with a
+# large one. Everything else is the same: data, steps, heads, seed.
+#
+# > **Predict before you run.** Which experts are better at their own task, the mild or the hot ones? And of which
+# > is the average better? Write both down.
+
+# %%
+hot = pool_of("hot")
+average_hot = merge(hot.base, hot.experts, method="average")
+
+# %%
+from apgd_teach.merging.statedict import relative_norm
+from apgd_teach.tables import Table
+
+Table(
+    ("experts", "learning rate", "‖τ‖/‖θ₀‖, smallest %", "largest %"),
+    [
+        (
+            name,
+            f"{pool.recipe.lr:g}",
+            100 * min(relative_norm(pool.base, expert) for expert in pool.experts.values()),
+            100 * max(relative_norm(pool.base, expert) for expert in pool.experts.values()),
+        )
+        for name, pool in (("mild", mild), ("hot", hot))
+    ],
+    caption="How far the experts went",
+)
+
+# %%
+from apgd_teach.evaluate import compare
+from apgd_teach.figures import draw_comparison, show
+
+results = {
+    "mild": compare(mild, {"average": average_mild}, images=profile.test_images),
+    "hot": compare(hot, {"average": average_hot}, images=profile.test_images),
+}
+show(
+    draw_comparison(results),
+    " ".join(
+        f"{name}: "
+        + "; ".join(
+            f"{title}: base {one.base[task].accuracy:.1f}, average {one.merged['average'][task].accuracy:.1f}, "
+            f"expert {one.experts[task].accuracy:.1f} per cent"
+            for task, title in titles.items()
+        )
+        + "."
+        for name, one in results.items()
+    ),
+)
+
+# %%
+results["mild"].table()
+
+# %%
+results["hot"].table()
+
+# %% [markdown]
+# ## The gap, and the worst task
+#
+# The average over tasks hides who pays. What a user of task $j$ loses by getting the merged network instead of their
+# own expert is the **gap**,
+#
+# $$L_j(\theta^*) - L_j(\theta_j),$$
+#
+# measured here on test images, in nats. Making this small, without data, is what the method of this course is for.
+
+# %%
+results["mild"].gap_table()
+
+# %%
+results["hot"].gap_table()
+
+# %%
+results["mild"].summary()
+
+# %%
+results["hot"].summary()
+
+# %% [markdown]
+# ## Where the average lands
+#
+# Take the task that the hot average serves worst, and look at its loss over the plane through three networks: the
+# base, that task's own expert, and the average of all eight. Distances and angles are true to weight space.
+
+# %%
+from apgd_teach.evaluate import Evaluator
+from apgd_teach.figures import draw_planes
+from apgd_teach.landscape import loss_plane
+
+worst, _ = results["hot"].worst("average")
+planes = {}
+for name, pool, average in (("mild", mild, average_mild), ("hot", hot, average_hot)):
+    planes[name] = loss_plane(
+        Evaluator(pool, images=profile.plane_images),
+        pool.base,
+        ("its expert", pool.experts[worst]),
+        ("average of eight", average.state_dict),
+        [worst],
+        points=profile.plane_points,
+    )
+
+
+def nearest(plane, name):
+    """The loss at the grid point nearest to one of the three networks."""
+    x, y = plane.places[name]
+    column = min(range(len(plane.x)), key=lambda i: abs(plane.x[i] - x))
+    row = min(range(len(plane.y)), key=lambda i: abs(plane.y[i] - y))
+    return float(plane.mean[row, column])
+
+
+show(
+    draw_planes({f"{name}: loss on {titles[worst]}": plane for name, plane in planes.items()}, titles),
+    f"Loss on {titles[worst]} over the plane through base, its expert and the average of eight. "
+    + " ".join(
+        f"{name}: near the base {nearest(plane, 'base'):.2f}, near the expert {nearest(plane, 'its expert'):.2f}, near "
+        f"the average {nearest(plane, 'average of eight'):.2f} nats."
+        for name, plane in planes.items()
+    ),
+)
+
+# %% [markdown]
+# One of the eight vectors points to the valley of this task; the other seven pull the average elsewhere. The hotter
+# the fine-tuning, the farther they pull.
+#
+# ## The control: experts that do not share a base
+#
+# Averaging rests on something that is easy to overlook: all experts come from **one** $\theta_0$. Take two experts of
+# the same task and recipe: in the first pair both come from the same base; in the second, the other one comes from
+# a base trained from another random start. Each is good. Walk in a straight line from one to the other.
+#
+# > **Predict before you run.** What happens to the loss half-way, in each pair?
+
+# %%
+from apgd_teach.figures import draw_paths
+from apgd_teach.landscape import loss_path
+
+A, B = "digits-upright", "digits-noisy"
+stranger = pool_of("mild", seed=SEED + 1, tasks=[B])
+ends = {"one base": mild.experts[B], "two bases": stranger.experts[B]}
+
+evaluator = Evaluator(mild.only([A]), images=profile.plane_images)
+paths = {
+    name: loss_path(evaluator, mild.experts[A], end, [A], points=profile.path_points) for name, end in ends.items()
+}
+show(
+    draw_paths(paths, titles, (f"expert of\n{titles[A]}", f"expert of\n{titles[B]}")),
+    f"Loss on {titles[A]} on the straight line from its expert to an expert of {titles[B]}. "
+    + " ".join(
+        f"{name}: {path.losses[A][0]:.2f} at the start, {path.losses[A][len(path.steps) // 2]:.2f} half-way, "
+        f"{path.losses[A][-1]:.2f} at the end (nats)."
+        for name, path in paths.items()
+    ),
+)
+
+# %% [markdown]
+# At the far end of the second line stands a network that is good at its own task under its own head, and knows
+# nothing of *this* head: its features mean something else. Half-way, nothing works for anybody: try the midpoint with
+# both tasks, each under the head that belongs to its expert.
+
+# %%
+from apgd_teach.evaluate import compare as score
+
+both = {}
+for name, end, other in (("one base", mild.experts[B], mild), ("two bases", stranger.experts[B], stranger)):
+    middle = merge(mild.base, {"first": mild.experts[A], "second": end})
+    on_a = score(mild.only([A]), {"average": middle}, images=profile.test_images)
+    on_b = score(other.only([B]), {"average": middle}, images=profile.test_images)
+    both[name] = (on_a, on_b, middle)
+
+Table(
+    ("pair", "task", "its own expert", "average of the two"),
+    [
+        (name, titles[task], one.average("experts"), one.average("average"))
+        for name, (on_a, on_b, _) in both.items()
+        for task, one in ((A, on_a), (B, on_b))
+    ],
+    caption="Accuracy (%) of the midpoint, each task under the head that belongs to its expert",
+)
+
+# %% [markdown]
+# The pre-flight check of a merge needs no data to see this coming: an expert that is farther from the base than the
+# base is long was probably not fine-tuned from it.
+
+# %%
+print("; ".join(map(str, both["two bases"][2].audit.warnings)) or "no warning")
+
+# %% [markdown]
+# ## What this run showed
+
+# %%
+against = {name: one.against("average") for name, one in results.items()}
+gain = {name: one.average("experts") - one.average("base") for name, one in results.items()}
+kept = {name: one.worst("average") for name, one in results.items()}
+middle = {name: (on_a.average("average") + on_b.average("average")) / 2 for name, (on_a, on_b, _) in both.items()}
+shown = against["hot"].verdict == "worse" and gain["hot"] > 0
+Markdown(
+    f"**The average of good experts can be worse than the base: {'shown' if shown else 'not shown in this run'}.** "
+    f"The hot experts gain {gain['hot']:.1f} points over the base on their own tasks, the mild ones "
+    f"{gain['mild']:.1f}. The average of the mild experts is {against['mild']} points against the base "
+    f"({against['mild'].verdict}), the average of the hot ones {against['hot']} points ({against['hot'].verdict}).\n\n"
+    f"**The worst task** of the average is {titles[kept['mild'][0]]} with {kept['mild'][1]:.1f} % (mild) and "
+    f"{titles[kept['hot'][0]]} with {kept['hot'][1]:.1f} % (hot), where the base had "
+    f"{results['mild'].base[kept['mild'][0]].accuracy:.1f} % and "
+    f"{results['hot'].base[kept['hot'][0]].accuracy:.1f} %.\n\n"
+    f"**One base is not a detail**: the midpoint of two experts reaches {middle['one base']:.1f} % where they share "
+    f"their base and {middle['two bases']:.1f} % where they do not.\n\n"
+    "The intervals (95 %) cover the choice of test images; they do not cover the training seed. Lesson 07 does."
+)
+
+# %% [markdown]
+# ## Try it
+#
+# 1. Average only the four tasks of one family (`hot.only([...])`). Is the worst task still the worst? What does that
+#    say about who pulled it away?
+# 2. Somewhere between mild and hot the average crosses the base. Find the learning rate with
+#    `make_pool(regime=Recipe("sgd", lr, steps=…))` (from `apgd_teach.training`), on **validation** images:
+#    `compare(…, split="validation")`. Why not on test images?
+# 3. `merge(hot.base, {**hot.experts, "base": hot.base})`: what does the library say, and why? Call the copy
+#    "nothing" instead. What does adding the base as a ninth expert do to every task vector's share?
+#
+# **Next:** 03 · Task arithmetic and interference (not in this version yet).
+#
+# *References.* Linear mode connectivity: Frankle et al., ICML 2020,
+# [arXiv 1912.05671](https://arxiv.org/abs/1912.05671). Planes through three networks: Garipov et al., NeurIPS 2018,
+# [arXiv 1802.10026](https://arxiv.org/abs/1802.10026). Model soups: Wortsman et al., ICML 2022,
+# [arXiv 2203.05482](https://arxiv.org/abs/2203.05482).
