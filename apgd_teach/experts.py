@@ -146,11 +146,13 @@ def make_pool(
     base_hash = fingerprint(base.tensors)
     heads = trainer.heads(base.tensors, base_hash, data)
     experts = trainer.experts(base.tensors, base_hash, heads, data, chosen)
+    # Files keep tensors in an order of their own; a reader expects the network's, from the input on.
+    order = list(trainer.template.state_dict())
     return Pool(
         network=network,
-        base=base.tensors,
+        base={key: base.tensors[key] for key in order},
         heads={name: heads[name].tensors for name in names},
-        experts={name: experts[name].tensors for name in names},
+        experts={name: {key: experts[name].tensors[key] for key in order} for name in names},
         tasks=data,
         recipe=chosen,
         seed=seed,
@@ -377,7 +379,8 @@ def _whole(seed: object) -> int:
 
 
 def _head(state: Mapping[str, Tensor], device: torch.device) -> nn.Linear:
-    head = nn.Linear(state["weight"].shape[1], state["weight"].shape[0])
+    # A start that is overwritten is not worth drawing from the caller's random numbers.
+    head = nn.utils.skip_init(nn.Linear, state["weight"].shape[1], state["weight"].shape[0])
     head.load_state_dict(dict(state))
     return head.to(device).requires_grad_(False)
 

@@ -179,8 +179,8 @@ def fit_head(encoder: nn.Module, task: TaskData, device: torch.device, tell: Tel
     Lesson: 01.
     """
     features, labels = _features(encoder, task.train.images.to(device)), task.train.labels.to(device)
-    head = nn.Linear(features.shape[1], len(task.classes)).to(device)
-    # From zero: the problem is convex, so the start decides nothing and need not be drawn.
+    # From zero: the problem is convex, so the start decides nothing and need not be drawn from the caller's numbers.
+    head = nn.utils.skip_init(nn.Linear, features.shape[1], len(task.classes)).to(device)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     optimizer = torch.optim.LBFGS(head.parameters(), max_iter=60, line_search_fn="strong_wolfe")
@@ -267,6 +267,6 @@ def _accuracy(encoder: nn.Module, head: nn.Linear, task: TaskData, device: torch
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Random numbers from `seed` inside and the caller's own afterwards. Only the CPU's: every draw is made there."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
