@@ -59,7 +59,7 @@ def examine() -> list[Finding]:
     """
     folder = cache_folder()
     return [
-        *package("apgd-teach"),
+        *_brief(package("apgd-teach")),
         _device(),
         memory(available_memory()),
         disk("disk for the cache", folder),
@@ -70,6 +70,14 @@ def examine() -> list[Finding]:
         _kernel(),
         _browser(),
     ]
+
+
+def _brief(findings: list[Finding]) -> list[Finding]:
+    """What matters in each case (Python, PyTorch) and what is wrong; the packages in order become one row."""
+    told = ("Python", "torch", "torchvision")
+    quiet = [finding for finding in findings if finding.ok and finding.what not in told]
+    loud = [finding for finding in findings if finding not in quiet]
+    return [*loud, Finding("other packages", f"{len(quiet)} installed", "within their ranges", True)] if quiet else loud
 
 
 def doctor_table(findings: Iterable[Finding]) -> Table:

@@ -195,6 +195,17 @@ class Comparison:
         """How much more accurate one network is than another, with a 95 % interval."""
         return difference(self._scores(label), self._scores(other))
 
+    def words(self) -> str:
+        """Every accuracy in one sentence, for those who cannot see the figure."""
+        columns = {"base": self.base, **self.merged, "its own expert": self.experts}
+        return (
+            "; ".join(
+                f"{title}: " + ", ".join(f"{label} {scores[task].accuracy:.1f}" for label, scores in columns.items())
+                for task, title in self.titles.items()
+            )
+            + " (per cent)."
+        )
+
     def table(self) -> Table:
         """Accuracy (%) per task, and the average below."""
         labels = ["base", *self.merged, "experts"]

@@ -67,6 +67,13 @@ def loss_path(evaluator: Evaluator, start: StateDict, end: StateDict, tasks: Seq
             path.accuracies[task].append(score.accuracy)
     return path
 
+    def words(self, task: str) -> str:
+        """The loss at the start, half-way and at the end, for those who cannot see the figure."""
+        losses = self.losses[task]
+        return (
+            f"{losses[0]:.2f} at the start, {losses[len(losses) // 2]:.2f} half-way, {losses[-1]:.2f} at the end (nats)"
+        )
+
 
 @dataclass(frozen=True)
 class Plane:
@@ -91,6 +98,17 @@ class Plane:
         """The tasks' mean loss, shape (row, column)."""
         return torch.stack(list(self.losses.values())).mean(dim=0)
 
+    def near(self, name: str) -> float:
+        """The mean loss at the grid point nearest to one of the three networks, in nats."""
+        x, y = self.places[name]
+        column = min(range(len(self.x)), key=lambda i: abs(self.x[i] - x))
+        row = min(range(len(self.y)), key=lambda i: abs(self.y[i] - y))
+        return float(self.mean[row, column])
+
+    def words(self) -> str:
+        """The loss near each of the three networks, for those who cannot see the figure."""
+        return ", ".join(f"{self.near(name):.2f} near the {name}" for name in self.places) + " (nats)"
+
 
 def loss_plane(
     evaluator: Evaluator,
@@ -100,7 +118,7 @@ def loss_plane(
     tasks: Sequence[str],
     *,
     points: int = 15,
-    border: float = 0.35,
+    border: float = 0.25,
     progress: bool = True,
 ) -> Plane:
     """Score the networks on a grid over the plane through a base and two more.
@@ -113,7 +131,7 @@ def loss_plane(
         first, second: a name and a state dict each.
         tasks: which tasks to score on.
         points: grid points along each side, at least 2.
-        border: how far the grid goes beyond the three networks, as a share of their extent.
+        border: how far the grid goes beyond the three networks, as a share of their larger extent.
         progress: show a bar.
 
     Raises:
@@ -131,7 +149,10 @@ def loss_plane(
     if length == 0 or height <= 1e-6 * length:
         raise ApgdTeachError("these three networks lie on one line and span no plane; take three that differ.")
     places = {"base": (0.0, 0.0), first[0]: (length, 0.0), second[0]: (along, height)}
-    xs, ys = (_axis([place[i] for place in places.values()], points, border) for i in (0, 1))
+    # The same margin on every side, so that a flat triangle still shows what lies around it.
+    corners = list(zip(*places.values(), strict=True))
+    margin = border * max(max(values) - min(values) for values in corners)
+    xs, ys = (_axis(min(values) - margin, max(values) + margin, points) for values in corners)
     losses = {task: torch.empty(points, points) for task in tasks}
     with bar(points * points, "network", "loss plane", progress) as networks:
         for row, y in enumerate(ys):
@@ -145,10 +166,8 @@ def loss_plane(
     return Plane(xs, ys, losses, places)
 
 
-def _axis(values: list[float], points: int, border: float) -> list[float]:
-    low, high = min(values), max(values)
-    margin = border * (high - low)
-    return [low - margin + (high - low + 2 * margin) * i / (points - 1) for i in range(points)]
+def _axis(low: float, high: float, points: int) -> list[float]:
+    return [low + (high - low) * i / (points - 1) for i in range(points)]
 
 
 def _over(state: StateDict, change: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:

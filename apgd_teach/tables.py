@@ -120,7 +120,11 @@ class Table:
                 cells.append(f'<{tag}{scope} style="text-align:{"right" if right else "left"}">{inner}</{tag}>')
             return f"<tr>{''.join(cells)}</tr>"
 
-        caption = f'<caption style="text-align:left">{escape(self.caption)}</caption>' if self.caption else ""
+        caption = (
+            f'<caption style="text-align:left;white-space:nowrap">{escape(self.caption)}</caption>'
+            if self.caption
+            else ""
+        )
         body = "".join(line(row, "td", number in self.bold) for number, row in enumerate(self._cells()))
         note = f"<p><small>{escape(self.note)}</small></p>" if self.note else ""
         return f"<table>{caption}<thead>{line(self._heads(), 'th')}</thead><tbody>{body}</tbody></table>{note}"

@@ -77,7 +77,9 @@ def build(
     """
     with tempfile.TemporaryDirectory(prefix="apgd-teach-") as folder:
         ran = Path(folder, f"{source.stem}.ipynb")
-        result = run_notebook(source, ran, profile=profile, budget_s=budget_s or BUDGET_S[profile], env=env)
+        # Bars and "trained in 8 s" are for whoever waits; a reader of the built notebook has nothing to wait for.
+        quiet = {"TQDM_DISABLE": "1", **(env or {})}
+        result = run_notebook(source, ran, profile=profile, budget_s=budget_s or BUDGET_S[profile], env=quiet)
         if not result.ok:
             raise CourseError(f"{source.name} was not built: {result.message}")
         notebook = read_notebook(ran)

@@ -110,8 +110,12 @@ def to_html(
     )
     links = {"course_previous": previous, "course_following": following, "course_index": index}
     page, _ = exporter.from_notebook_node(notebook, resources=links)
+    # A notebook that names its neighbour means the notebook in JupyterLab, and the page on a page.
+    page = _NEIGHBOUR.sub(r'href="\1.html"', page)
     write_atomically(Path(path), page.encode())
 
+
+_NEIGHBOUR = re.compile(r'href="(\d\d_\w+)\.ipynb"')
 
 _INDEX = """<!DOCTYPE html>
 <html lang="en">

@@ -299,7 +299,36 @@ def _judge(notebook: NotebookNode, name: str, numbers: Mapping[str, int], asked:
     return ""
 
 
+def settle(text: str) -> str:
+    """What a terminal shows in the end: a progress bar that was drawn over and over leaves its last state only."""
+    lines = []
+    for line in text.split("\n"):
+        parts = [part.rstrip() for part in line.split("\r")]
+        # A bar that wiped itself out leaves a line of its own that holds nothing.
+        if len(parts) == 1 or parts[-1]:
+            lines.append(parts[-1] if len(parts) > 1 else line)
+    return "\n".join(lines)
+
+
+def _settled(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
+    """The outputs of a cell with each stream in one piece, as it stood when the cell was done."""
+    joined: list[NotebookNode] = []
+    for output in outputs:
+        last = joined[-1] if joined else None
+        if last is not None and output.output_type == last.output_type == "stream" and output.name == last.name:
+            last.text += output.text
+        else:
+            joined.append(output)
+    for output in joined:
+        if output.output_type == "stream":
+            output.text = settle(output.text)
+    return [output for output in joined if output.output_type != "stream" or output.text.strip()]
+
+
 def _write_run(notebook: NotebookNode, out: Path, profiles: Iterable[str]) -> None:
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = _settled(cell.outputs)
     for key in ("input_path", "output_path"):
         # Both name files in a temporary folder that is gone by now.
         notebook.metadata.get("papermill", {}).pop(key, None)

@@ -112,7 +112,8 @@ def draw_spectra(values: Mapping[str, Tensor], titles: Mapping[str, str], layer:
                 range(1, len(line) + 1),
                 line,
                 color=COLORS[i % len(COLORS)],
-                linestyle=LINES[i % len(LINES)],
+                # Past the last colour the styles shift by one, so that no two lines look alike.
+                linestyle=LINES[(i + i // len(COLORS)) % len(LINES)],
                 label=titles[task],
             )
         axes.set_yscale("log")

@@ -12,9 +12,8 @@ PROFILE = "fast"
 SEED = 0
 
 # %%
-from IPython.display import Markdown
-
 from apgd_teach.course.profiles import use_profile
+from IPython.display import Markdown
 
 profile = use_profile(PROFILE)
 
@@ -107,12 +106,7 @@ result.table()
 # %%
 show(
     draw_comparison({"one network for eight tasks": result}),
-    "Accuracy by task. "
-    + "; ".join(
-        f"{title}: base {result.base[task].accuracy:.1f}, average {result.merged['average'][task].accuracy:.1f}, "
-        f"expert {result.experts[task].accuracy:.1f} per cent"
-        for task, title in result.titles.items()
-    ),
+    f"Accuracy on test images by task: {result.words()}",
 )
 
 # %%
@@ -126,8 +120,8 @@ Markdown(
     f"One function merged {len(pool.experts)} experts into one network. Over the eight tasks the base reaches "
     f"**{result.average('base'):.1f} %**, the experts **{result.average('experts'):.1f} %**, each on its own task, "
     f"and the average of all of them **{result.average('average'):.1f} %**. Against the base that is "
-    f"{result.against('average')} points, which is **{result.against('average').verdict}** within its 95 % interval "
-    f"over test images. So of what fine-tuning gained, averaging kept {100 * result.recovered('average'):.0f} %. "
+    f"{result.against('average')} points: **{result.against('average').verdict}**, judged by the 95 % interval over "
+    f"test images. Of what fine-tuning gained, averaging kept {100 * result.recovered('average'):.0f} %. "
     "The rest of the course is about that loss: where it comes from, how it can be estimated without data, "
     "and how much of it can be won back."
 )

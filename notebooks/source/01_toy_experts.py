@@ -10,9 +10,8 @@ PROFILE = "fast"
 SEED = 0
 
 # %%
-from IPython.display import Markdown
-
 from apgd_teach.course.profiles import use_profile
+from IPython.display import Markdown
 
 profile = use_profile(PROFILE)
 
@@ -36,7 +35,9 @@ tasks = {name: source.task(name) for name in TASKS}
 titles = {name: task.title for name, task in tasks.items()}
 show(
     draw_tasks(tasks),
-    "Six test pictures of each of the eight tasks, one row per task: " + "; ".join(titles.values()) + ".",
+    "Six test pictures of each of the eight tasks, one row per task: "
+    + "; ".join(titles.values())
+    + ".",
 )
 
 # %% [markdown]
@@ -52,7 +53,10 @@ from apgd_teach.tables import Table
 
 Table(
     ("task", "training", "validation", "test", "tier"),
-    [(task.title, len(task.train), len(task.validation), len(task.test), task.tier) for task in tasks.values()],
+    [
+        (task.title, len(task.train), len(task.validation), len(task.test), task.tier)
+        for task in tasks.values()
+    ],
     caption="Images per task",
 )
 
@@ -73,15 +77,22 @@ Table(
 # The recipes are data: everything that a network depends on is written in them.
 
 # %%
+from dataclasses import replace
+
 from apgd_teach.training import BASE, recipe
 
-BASE, recipe("mild", "sgd", steps=profile.expert_steps)
+print("base   ", replace(BASE, steps=profile.base_steps))
+print("expert ", recipe("mild", "sgd", steps=profile.expert_steps))
 
 # %%
 from apgd_teach.experts import make_pool
 
 pool = make_pool(
-    base_steps=profile.base_steps, expert_steps=profile.expert_steps, regime="mild", seed=SEED, source=source
+    base_steps=profile.base_steps,
+    expert_steps=profile.expert_steps,
+    regime="mild",
+    seed=SEED,
+    source=source,
 )
 
 # %% [markdown]
@@ -93,7 +104,11 @@ pool = make_pool(
 
 # %%
 again = make_pool(
-    base_steps=profile.base_steps, expert_steps=profile.expert_steps, regime="mild", seed=SEED, source=source
+    base_steps=profile.base_steps,
+    expert_steps=profile.expert_steps,
+    regime="mild",
+    seed=SEED,
+    source=source,
 )
 f"trained by the second call: {list(again.trained) or 'nothing'}"
 
@@ -101,7 +116,13 @@ f"trained by the second call: {list(again.trained) or 'nothing'}"
 Table(
     ("network", "steps", "validation accuracy %", "seconds of training", "device"),
     [
-        (titles.get(name, name), card["steps"], card["validation_accuracy"], card["seconds"], card["device"])
+        (
+            titles.get(name, name),
+            card["steps"],
+            card["validation_accuracy"],
+            card["seconds"],
+            card["device"],
+        )
         for name, card in pool.cards.items()
     ],
     caption="The cards of the cache",
@@ -169,7 +190,8 @@ show(
     draw_norms(norms, titles),
     "How far fine-tuning moved each layer, as a share of the base's norm. "
     + "; ".join(
-        f"{titles[task]}: " + ", ".join(f"{layer.removesuffix('.weight')} {share:.1f} %" for layer, share in by.items())
+        f"{titles[task]}: "
+        + ", ".join(f"{layer.removesuffix('.weight')} {share:.1f} %" for layer, share in by.items())
         for task, by in norms.items()
     ),
 )
@@ -188,7 +210,6 @@ show(
 
 # %%
 import torch
-
 from apgd_teach.figures import draw_spectra, spectra
 
 LAYER = "linear.weight"
@@ -258,8 +279,12 @@ show(
 # %%
 pairs = [(a, b) for a in range(len(titles)) for b in range(a)]
 names = list(titles)
-within = [float(cosines[a, b]) for a, b in pairs if tasks[names[a]].family == tasks[names[b]].family]
-across = [float(cosines[a, b]) for a, b in pairs if tasks[names[a]].family != tasks[names[b]].family]
+within = [
+    float(cosines[a, b]) for a, b in pairs if tasks[names[a]].family == tasks[names[b]].family
+]
+across = [
+    float(cosines[a, b]) for a, b in pairs if tasks[names[a]].family != tasks[names[b]].family
+]
 chance = cosine_matrix(control)
 by_chance = max(abs(float(chance[a, b])) for a, b in pairs)
 Table(
@@ -267,7 +292,12 @@ Table(
     [
         ("of one family", sum(within) / len(within), min(within), max(within)),
         ("of two families", sum(across) / len(across), min(across), max(across)),
-        ("shuffled", sum(float(chance[a, b]) for a, b in pairs) / len(pairs), -by_chance, by_chance),
+        (
+            "shuffled",
+            sum(float(chance[a, b]) for a, b in pairs) / len(pairs),
+            -by_chance,
+            by_chance,
+        ),
     ],
     digits=3,
     caption="Cosines between task vectors",
@@ -288,8 +318,8 @@ structured = min(carried) > 2 * max(carried_shuffled)
 Markdown(
     f"**Small (less than a fifth of the base): {'yes' if small else 'no'}.** Over all layers an expert is "
     f"{min(moved.values()):.1f} to {max(moved.values()):.1f} % of ‖θ₀‖ away from the base.\n\n"
-    f"**Structured (more than twice what shuffled numbers carry): {'yes' if structured else 'no'}.** In the last layer ten directions carry {min(carried):.0f} to "
-    f"{max(carried):.0f} % of a task vector's energy; of the same numbers shuffled, "
+    f"**Structured (more than twice what shuffled numbers carry): {'yes' if structured else 'no'}.** "
+    f"In the last layer ten directions carry {min(carried):.0f} to {max(carried):.0f} % of a task vector's energy; of the same numbers shuffled, "
     f"{min(carried_shuffled):.0f} to {max(carried_shuffled):.0f} %. Task vectors of one family have a mean cosine of "
     f"{sum(within) / len(within):.2f} and those of two families {sum(across) / len(across):.2f}, where chance gives at "
     f"most {by_chance:.3f}."

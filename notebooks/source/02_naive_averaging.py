@@ -10,11 +10,10 @@ PROFILE = "fast"
 SEED = 0
 
 # %%
-from IPython.display import Markdown
-
 from apgd_teach.course.profiles import use_profile
 from apgd_teach.data import open_source
 from apgd_teach.experts import make_pool
+from IPython.display import Markdown
 
 profile = use_profile(PROFILE)
 source = open_source("bundled")
@@ -46,13 +45,14 @@ titles = {name: task.title for name, task in mild.tasks.items()}
 
 # %%
 import torch
-
 from apgd_teach.merging import merge, task_vectors
 
 vectors = task_vectors(mild.base, mild.experts)
 T = len(mild.experts)
 by_mean = {key: sum(expert[key] for expert in mild.experts.values()) / T for key in mild.base}
-by_vectors = {key: mild.base[key] + sum(tau[key] for tau in vectors.values()) / T for key in mild.base}
+by_vectors = {
+    key: mild.base[key] + sum(tau[key] for tau in vectors.values()) / T for key in mild.base
+}
 average_mild = merge(mild.base, mild.experts, method="average")
 
 for mine in (by_mean, by_vectors):
@@ -139,16 +139,8 @@ results = {
 }
 show(
     draw_comparison(results),
-    " ".join(
-        f"{name}: "
-        + "; ".join(
-            f"{title}: base {one.base[task].accuracy:.1f}, average {one.merged['average'][task].accuracy:.1f}, "
-            f"expert {one.experts[task].accuracy:.1f} per cent"
-            for task, title in titles.items()
-        )
-        + "."
-        for name, one in results.items()
-    ),
+    "Accuracy on test images by task. "
+    + " ".join(f"{name}: {one.words()}" for name, one in results.items()),
 )
 
 # %%
@@ -202,34 +194,33 @@ for name, pool, average in (("mild", mild, average_mild), ("hot", hot, average_h
         points=profile.plane_points,
     )
 
-
-def nearest(plane, name):
-    """The loss at the grid point nearest to one of the three networks."""
-    x, y = plane.places[name]
-    column = min(range(len(plane.x)), key=lambda i: abs(plane.x[i] - x))
-    row = min(range(len(plane.y)), key=lambda i: abs(plane.y[i] - y))
-    return float(plane.mean[row, column])
-
-
 show(
-    draw_planes({f"{name}: loss on {titles[worst]}": plane for name, plane in planes.items()}, titles),
-    f"Loss on {titles[worst]} over the plane through base, its expert and the average of eight. "
-    + " ".join(
-        f"{name}: near the base {nearest(plane, 'base'):.2f}, near the expert {nearest(plane, 'its expert'):.2f}, near "
-        f"the average {nearest(plane, 'average of eight'):.2f} nats."
-        for name, plane in planes.items()
+    draw_planes(
+        {f"{name}: loss on {titles[worst]}": plane for name, plane in planes.items()}, titles
     ),
+    f"Loss on {titles[worst]} over the plane through base, its expert and the average of eight. "
+    + " ".join(f"{name}: {plane.words()}." for name, plane in planes.items()),
+)
+
+# %%
+Markdown(
+    "\n".join(
+        f"* **{name}**: the average lies {(x**2 + y**2) ** 0.5:.1f} from the base: {x:.1f} towards "
+        f"this task's expert and {y:.1f} sideways, where the other seven pull it. The loss is "
+        f"{plane.near('base'):.2f} near the base, {plane.near('its expert'):.2f} near the expert and "
+        f"{plane.near('average of eight'):.2f} near the average."
+        for name, plane in planes.items()
+        for x, y in (plane.places["average of eight"],)
+    )
 )
 
 # %% [markdown]
-# One of the eight vectors points to the valley of this task; the other seven pull the average elsewhere. The hotter
-# the fine-tuning, the farther they pull.
-#
 # ## The control: experts that do not share a base
 #
-# Averaging rests on something that is easy to overlook: all experts come from **one** $\theta_0$. Take two experts of
-# the same task and recipe: in the first pair both come from the same base; in the second, the other one comes from
-# a base trained from another random start. Each is good. Walk in a straight line from one to the other.
+# Averaging rests on something that is easy to overlook: all experts come from **one** $\theta_0$. Take the experts of
+# two tasks, made by one recipe. In the first pair both come from the same base; in the second, the other one comes
+# from a base that was trained in the same way from another random start. Walk in a straight line from one expert to
+# the other, and watch the loss on the first one's task.
 #
 # > **Predict before you run.** What happens to the loss half-way, in each pair?
 
@@ -243,31 +234,28 @@ ends = {"one base": mild.experts[B], "two bases": stranger.experts[B]}
 
 evaluator = Evaluator(mild.only([A]), images=profile.plane_images)
 paths = {
-    name: loss_path(evaluator, mild.experts[A], end, [A], points=profile.path_points) for name, end in ends.items()
+    name: loss_path(evaluator, mild.experts[A], end, [A], points=profile.path_points)
+    for name, end in ends.items()
 }
 show(
     draw_paths(paths, titles, (f"expert of\n{titles[A]}", f"expert of\n{titles[B]}")),
     f"Loss on {titles[A]} on the straight line from its expert to an expert of {titles[B]}. "
-    + " ".join(
-        f"{name}: {path.losses[A][0]:.2f} at the start, {path.losses[A][len(path.steps) // 2]:.2f} half-way, "
-        f"{path.losses[A][-1]:.2f} at the end (nats)."
-        for name, path in paths.items()
-    ),
+    + " ".join(f"{name}: {path.words(A)}." for name, path in paths.items()),
 )
 
 # %% [markdown]
-# At the far end of the second line stands a network that is good at its own task under its own head, and knows
-# nothing of *this* head: its features mean something else. Half-way, nothing works for anybody: try the midpoint with
-# both tasks, each under the head that belongs to its expert.
+# The far end of the second line is no fair judge: that network never met *this* task's head, its features mean
+# something else. So try the midpoint on both tasks, each under the head that belongs to its expert.
 
 # %%
-from apgd_teach.evaluate import compare as score
-
 both = {}
-for name, end, other in (("one base", mild.experts[B], mild), ("two bases", stranger.experts[B], stranger)):
+for name, end, other in (
+    ("one base", mild.experts[B], mild),
+    ("two bases", stranger.experts[B], stranger),
+):
     middle = merge(mild.base, {"first": mild.experts[A], "second": end})
-    on_a = score(mild.only([A]), {"average": middle}, images=profile.test_images)
-    on_b = score(other.only([B]), {"average": middle}, images=profile.test_images)
+    on_a = compare(mild.only([A]), {"average": middle}, images=profile.test_images)
+    on_b = compare(other.only([B]), {"average": middle}, images=profile.test_images)
     both[name] = (on_a, on_b, middle)
 
 Table(
@@ -294,7 +282,10 @@ print("; ".join(map(str, both["two bases"][2].audit.warnings)) or "no warning")
 against = {name: one.against("average") for name, one in results.items()}
 gain = {name: one.average("experts") - one.average("base") for name, one in results.items()}
 kept = {name: one.worst("average") for name, one in results.items()}
-middle = {name: (on_a.average("average") + on_b.average("average")) / 2 for name, (on_a, on_b, _) in both.items()}
+middle = {
+    name: (on_a.average("average") + on_b.average("average")) / 2
+    for name, (on_a, on_b, _) in both.items()
+}
 shown = against["hot"].verdict == "worse" and gain["hot"] > 0
 Markdown(
     f"**The average of good experts can be worse than the base: {'shown' if shown else 'not shown in this run'}.** "
