@@ -160,9 +160,19 @@ def test_a_gradient_is_shortened_so_that_the_hottest_step_stays_finite(source: S
     assert distance(state, make_encoder("mlp", 0).state_dict()) <= reach * 1.001
 
 
-def test_one_sgd_step_is_as_long_as_its_clipped_gradient(source: Source) -> None:
-    state = trained(source, Recipe("sgd", 0.5, 1, clip=1e-3))
-    assert distance(state, make_encoder("mlp", 0).state_dict()) == pytest.approx(0.5e-3, rel=1e-2)
+def test_every_sgd_step_is_as_long_as_its_learning_rate_times_the_clipped_gradient(source: Source) -> None:
+    data, encoder = source.task("digits-upright"), make_encoder("mlp", 0)
+    head = nn.Linear(FEATURES["mlp"], 10)
+    head.load_state_dict(fit_head(encoder, data, CPU, nobody).state)
+    how = Recipe("sgd", 0.5, 8, momentum=0.0, warmup=0.5, clip=0.01)
+    before, lengths = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}, []
+
+    def measure(step: int, loss: float) -> None:
+        lengths.append(distance(encoder.state_dict(), before))
+        before.update({name: tensor.clone() for name, tensor in encoder.state_dict().items()})
+
+    fine_tune(encoder, head, data, how, 0, CPU, measure)
+    assert lengths == pytest.approx([0.01 * how.lr_at(step) for step in range(8)], rel=0.02)
 
 
 def test_the_head_is_frozen_while_an_expert_is_trained(source: Source) -> None:
@@ -171,6 +181,7 @@ def test_the_head_is_frozen_while_an_expert_is_trained(source: Source) -> None:
     before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
     state = fine_tune(encoder, head, data, recipe("hot", steps=3), 0, CPU, nobody).state
     assert distance(head.state_dict(), before) == 0
+    assert all(parameter.grad is None for parameter in head.parameters())
     assert set(state) == set(make_encoder("mlp", 0).state_dict())
 
 
