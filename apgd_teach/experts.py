@@ -387,7 +387,13 @@ def _head(state: Mapping[str, Tensor], device: torch.device) -> nn.Linear:
 
 def _described(task: TaskData) -> dict[str, object]:
     """A task's data as an ingredient: where the pictures come from, which variant, how many."""
-    return {"tier": task.tier, "sha256": task.sha256, "task": task.name, "images": len(task.train)}
+    described: dict[str, object] = {
+        "tier": task.tier,
+        "sha256": task.sha256,
+        "task": task.name,
+        "images": len(task.train),
+    }
+    return {**described, "transform": task.recipe} if task.recipe else described
 
 
 def _several(jobs: list[_Job]) -> str:

@@ -431,4 +431,18 @@ def build_notebooks(names: Sequence[str | Path] | None = None, check: bool = Fal
                 problems += [f"{committed.name}, built again: {change}" for change in changes]
             elif before or changes:
                 write_atomically(committed, notebook_text(copy.deepcopy(read_notebook(fresh))).encode())
+        if committed.is_file() and not check:
+            for picture in readme_pictures(committed):
+                write_atomically(folder.parent / "docs" / "result.png", picture)
     return problems
+
+
+def readme_pictures(ipynb: Path) -> list[bytes]:
+    """The pictures of the cells tagged "readme": what the README shows comes from a built notebook."""
+    return [
+        base64.b64decode(output.data["image/png"])
+        for cell in read_notebook(ipynb).cells
+        if cell.cell_type == "code" and "readme" in cell.metadata.get("tags", [])
+        for output in cell.outputs
+        if "image/png" in output.get("data", {})
+    ]

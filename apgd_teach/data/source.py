@@ -107,6 +107,7 @@ class TaskData:
         title: "digits, rotated 45°".
         family: "digits".
         classes: the names of the ten classes, in the order of the labels.
+        recipe: what made the pictures of a task that does not come with the course, in words; "" for one that does.
         tier: "bundled" or "full".
         sha256: of the family's source files (names and contents), hex.
         train: what experts learn from.
@@ -117,6 +118,7 @@ class TaskData:
     def __init__(self, task: Task, data: FamilyData, tier: str) -> None:
         self._task, self._data = task, data
         self.name, self.title, self.family = task.name, task.title, task.family
+        self.recipe = task.recipe
         self.classes = data.family.classes
         self.tier, self.sha256 = tier, data.sha256
 

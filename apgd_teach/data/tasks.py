@@ -64,6 +64,14 @@ class Task:
         """The family's name, a key of `FAMILIES`."""
         return self.variant.family
 
+    @property
+    def recipe(self) -> str:
+        """What makes the pictures: "" for the tasks of the course, whose names say it; the transform in words for
+        another, so that a cache does not take two transforms of one name for the same task."""
+        if self.variant in VARIANTS:
+            return ""
+        return f"{self.variant.transform!r}, seed {self.variant.seed}, each {self.variant.each}"
+
     def apply(self, images: Tensor, split: str) -> Tensor:
         """The task's pictures from its family's.
 
@@ -82,8 +90,8 @@ class Task:
         """
         label = f"{self.name}/{split}/{self.variant.seed or 0}"
         seed = int.from_bytes(hashlib.sha256(label.encode()).digest()[:7], "big")
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            # Not torch.manual_seed, which would reseed every GPU as well.
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]), torch.no_grad():
+            # Not torch.manual_seed, which would reseed every GPU as well; and on the CPU, whatever the default is.
             torch.default_generator.manual_seed(seed)
             blocks = [self._block(block) for block in images.split(_BLOCK)]
         shown = torch.cat(blocks)

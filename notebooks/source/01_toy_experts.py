@@ -319,10 +319,11 @@ Markdown(
     f"**Small (less than a fifth of the base): {'yes' if small else 'no'}.** Over all layers an expert is "
     f"{min(moved.values()):.1f} to {max(moved.values()):.1f} % of ‖θ₀‖ away from the base.\n\n"
     f"**Structured (more than twice what shuffled numbers carry): {'yes' if structured else 'no'}.** "
-    f"In the last layer ten directions carry {min(carried):.0f} to {max(carried):.0f} % of a task vector's energy; of the same numbers shuffled, "
-    f"{min(carried_shuffled):.0f} to {max(carried_shuffled):.0f} %. Task vectors of one family have a mean cosine of "
-    f"{sum(within) / len(within):.2f} and those of two families {sum(across) / len(across):.2f}, where chance gives at "
-    f"most {by_chance:.3f}."
+    f"In the last layer ten directions carry {min(carried):.0f} to {max(carried):.0f} % of a task "
+    f"vector's energy; of the same numbers shuffled, {min(carried_shuffled):.0f} to "
+    f"{max(carried_shuffled):.0f} %. Task vectors of one family have a mean cosine of "
+    f"{sum(within) / len(within):.2f} and those of two families "
+    f"{sum(across) / len(across):.2f}, where chance gives at most {by_chance:.3f}."
 )
 
 # %% [markdown]

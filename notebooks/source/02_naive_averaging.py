@@ -129,7 +129,7 @@ Table(
     caption="How far the experts went",
 )
 
-# %%
+# %% tags=["readme"]
 from apgd_teach.evaluate import compare
 from apgd_teach.figures import draw_comparison, show
 
