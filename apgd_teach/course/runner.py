@@ -301,12 +301,13 @@ def _judge(notebook: NotebookNode, name: str, numbers: Mapping[str, int], asked:
 
 def settle(text: str) -> str:
     """What a terminal shows in the end: a progress bar that was drawn over and over leaves its last state only."""
+    *whole, rest = text.split("\n")
     lines = []
-    for line in text.split("\n"):
-        parts = [part.rstrip() for part in line.split("\r")]
+    for line in [*(line.removesuffix("\r") for line in whole), rest]:
+        last = line.rpartition("\r")[2]
         # A bar that wiped itself out leaves a line of its own that holds nothing.
-        if len(parts) == 1 or parts[-1]:
-            lines.append(parts[-1] if len(parts) > 1 else line)
+        if "\r" not in line or last.strip():
+            lines.append(last)
     return "\n".join(lines)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from apgd_teach.course import list_sources, run_course
+from apgd_teach.course.build import compare
 
 BLOCK = Path(__file__).resolve().parents[1] / "network_block"
 
@@ -23,4 +24,24 @@ def test_the_course_runs_from_a_clone_with_the_cable_out(tmp_path):
     assert {result.profile for result in results} == {"fast"}
     assert (tmp_path / "out" / "index.html").is_file()
     for result in results:
-        assert (tmp_path / "out" / f"{result.name}.html").is_file()
+        page = (tmp_path / "out" / f"{result.name}.html").read_text(encoding="utf-8")
+        assert "\r" not in page
+        assert ".ipynb" not in page, "a page leads to pages"
+
+    # Once more: everything is in the cache, so nothing is trained, and nothing is said of training.
+    trained = cached(tmp_path / "cache")
+    assert any(name.startswith("expert-") for name in trained)
+    again = run_course(None, tmp_path / "again", profile="fast", env=env)
+    assert [result.message for result in again if not result.ok] == []
+    assert cached(tmp_path / "cache") == trained
+    for result in again:
+        assert "Making " not in (tmp_path / "again" / f"{result.name}.ipynb").read_text(encoding="utf-8")
+    # The same networks, the same numbers: only what depends on the machine may differ.
+    for source in list_sources():
+        first, second = (tmp_path / run / f"{source.stem}.ipynb" for run in ("out", "again"))
+        assert [word for word in compare(first, second) if "Making " not in word] == []
+
+
+def cached(folder: Path) -> dict[str, int]:
+    """Every file of a cache, with when it was written."""
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}

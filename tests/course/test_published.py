@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from apgd_teach.course.build import check_built
+from apgd_teach.course.build import check_built, readme_pictures
 from apgd_teach.course.lint import lint
 from apgd_teach.course.sources import read_notebook
 
@@ -28,3 +28,9 @@ def test_a_source_has_nothing_wrong_that_can_be_seen(source):
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_the_committed_notebook_is_its_sources_published_form(source):
     assert check_built(NOTEBOOKS / f"{source.stem}.ipynb", source) == []
+
+
+def test_the_readme_shows_the_picture_of_the_published_notebook():
+    pictures = [picture for source in SOURCES for picture in readme_pictures(NOTEBOOKS / f"{source.stem}.ipynb")]
+    assert pictures == [(NOTEBOOKS.parent / "docs" / "result.png").read_bytes()]
+    assert "](docs/result.png)" in (NOTEBOOKS.parent / "README.md").read_text(encoding="utf-8")

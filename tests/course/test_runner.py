@@ -14,7 +14,7 @@ import nbformat
 import psutil
 import pytest
 
-from apgd_teach.course.runner import RunResult, errors_in, results_table, run_course, run_notebook
+from apgd_teach.course.runner import RunResult, errors_in, results_table, run_course, run_notebook, settle
 from apgd_teach.errors import CourseError
 
 BLOCK = Path(__file__).resolve().parents[1] / "network_block"
@@ -245,3 +245,17 @@ def test_the_network_block_stops_all_but_loopback_in_a_kernel_and_its_children(r
     for what in ("connect", "connection", "connect_ex", "lookup", "old lookup", "datagram", "child"):
         assert f"{what} -> blocked\n" in shown
     assert "loopback -> open" in shown
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("one\ntwo\n", "one\ntwo\n"),
+        ("  0%|  |\r 50%|# |\r100%|##|\n", "100%|##|\n"),
+        ("Making it.\n\r  0%|  |\r 50%|# |\r         \rMade it.\n", "Making it.\nMade it.\n"),
+        ("\r  0%|  |\r 99%|##|\r      \r", ""),
+        ("windows\r\n", "windows\n"),
+    ],
+)
+def test_of_a_progress_bar_the_last_state_is_kept(written, shown):
+    assert settle(written) == shown
