@@ -79,11 +79,23 @@ class Evaluator:
 
     @torch.no_grad()
     def score(self, state: StateDict, task: str) -> Score:
-        """One network (an encoder's state dict) on one task, under that task's own head."""
+        """One network (an encoder's state dict, of any precision) on one task, under that task's own head.
+
+        Raises:
+            ApgdTeachError: the pool has no such task, or the state dict is of another network.
+        """
         if task not in self._sets:
             raise ApgdTeachError(f"this pool has no task '{task}'; it has: {', '.join(self._sets)}.")
         images, labels = self._sets[task]
-        there = {key: tensor.to(self.pool.device) for key, tensor in state.items()}
+        own = self.encoder.state_dict()
+        # What a state dict lacks, `functional_call` would take from the base in silence.
+        for key in [*own, *state]:
+            if key not in own or key not in state or own[key].shape != state[key].shape:
+                raise ApgdTeachError(
+                    f"this state dict is not one of the network '{self.pool.network}': '{key}' "
+                    f"{_shape(own, key)} there and {_shape(state, key)} here."
+                )
+        there = {key: state[key].to(tensor) for key, tensor in own.items()}
         head = self._heads[task]
         # A thousand at a time: the widest activation of a thousand images is some tens of megabytes.
         logits = torch.cat([head(functional_call(self.encoder, there, (block,))) for block in images.split(1000)])
@@ -99,14 +111,18 @@ class Evaluator:
         return {task: self.score(self.pool.experts[task], task) for task in self.pool.tasks}
 
 
+def _shape(state: StateDict, key: str) -> str:
+    return f"has shape {tuple(state[key].shape)}" if key in state else "is missing"
+
+
 @dataclass(frozen=True)
 class Difference:
     """Mean accuracy of one network minus that of another, over the same images.
 
     Attributes:
         points: the difference, in points of per cent, averaged over the tasks.
-        margin: half the width of its 95 % interval. It covers the choice of test images, paired image by image; not
-            the training seed.
+        margin: half the width of its 95 % interval. It covers the choice of test images, paired image by image and
+            across the tasks, which show the same images in different ways; not the training seed. NaN for one image.
     """
 
     points: float
@@ -114,12 +130,12 @@ class Difference:
 
     def __str__(self) -> str:
         sign = "+" if self.points >= 0 else "−"
-        return f"{sign}{abs(self.points):.1f} ± {self.margin:.1f}"
+        return f"{sign}{abs(self.points):.1f} ± {'–' if math.isnan(self.margin) else f'{self.margin:.1f}'}"
 
     @property
     def verdict(self) -> str:
-        """ "better", "worse", or "no different" where the interval holds zero."""
-        if abs(self.points) <= self.margin:
+        """ "better", "worse", or "no different" where the interval holds zero or there is none."""
+        if math.isnan(self.margin) or abs(self.points) <= self.margin:
             return "no different"
         return "better" if self.points > 0 else "worse"
 
@@ -132,12 +148,17 @@ def difference(one: Scores, other: Scores) -> Difference:
     """
     if set(one) != set(other) or any(len(one[task].right) != len(other[task].right) for task in one):
         raise ApgdTeachError("these scores are of different tasks or images; score both with one Evaluator.")
-    means, variances = [], []
-    for task in one:
-        each = one[task].right.double() - other[task].right.double()
-        means.append(float(each.mean()))
-        variances.append(float(each.var(unbiased=True)) / len(each) if len(each) > 1 else math.nan)
-    return Difference(100 * sum(means) / len(means), 100 * 1.96 * math.sqrt(sum(variances)) / len(means))
+    each = {task: one[task].right.double() - other[task].right.double() for task in one}
+    counts = [len(values) for values in each.values()]
+    mean = sum(float(values.mean()) for values in each.values()) / len(each)
+    if min(counts) < 2:
+        return Difference(100 * mean, math.nan)
+    # The tasks of a family show the same pictures, so what an image does to the mean is added up before it is squared.
+    pulls = torch.zeros(max(counts), dtype=torch.float64)
+    for values in each.values():
+        n = len(values)
+        pulls[:n] += (values - values.mean()) / (len(each) * math.sqrt(n * (n - 1)))
+    return Difference(100 * mean, 100 * 1.96 * float(pulls.square().sum().sqrt()))
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,13 @@ class Path:
             loss - (first + step * (last - first)) for step, loss in zip(self.steps, self.losses[task], strict=True)
         )
 
+    def words(self, task: str) -> str:
+        """The loss at the start, half-way and at the end, for those who cannot see the figure."""
+        losses = self.losses[task]
+        return (
+            f"{losses[0]:.2f} at the start, {losses[len(losses) // 2]:.2f} half-way, {losses[-1]:.2f} at the end (nats)"
+        )
+
 
 def loss_path(evaluator: Evaluator, start: StateDict, end: StateDict, tasks: Sequence[str], points: int = 11) -> Path:
     """Score the networks on the straight line from `start` to `end`.
@@ -66,13 +73,6 @@ def loss_path(evaluator: Evaluator, start: StateDict, end: StateDict, tasks: Seq
             path.losses[task].append(score.loss)
             path.accuracies[task].append(score.accuracy)
     return path
-
-    def words(self, task: str) -> str:
-        """The loss at the start, half-way and at the end, for those who cannot see the figure."""
-        losses = self.losses[task]
-        return (
-            f"{losses[0]:.2f} at the start, {losses[len(losses) // 2]:.2f} half-way, {losses[-1]:.2f} at the end (nats)"
-        )
 
 
 @dataclass(frozen=True)
@@ -135,18 +135,23 @@ def loss_plane(
         progress: show a bar.
 
     Raises:
-        ApgdTeachError: fewer than two points, or the three networks lie on one line.
+        ApgdTeachError: fewer than two points, a name twice, or the three networks lie on one line.
 
     Source: Garipov et al., "Loss surfaces, mode connectivity", NeurIPS 2018, arXiv 1802.10026. Lesson: 02.
     """
     if points < 2:
         raise ApgdTeachError(f"a plane needs at least 2 points along each side, not {points}.")
+    if len({"base", first[0], second[0]}) < 3:
+        raise ApgdTeachError(
+            f"three networks of a plane need three names, not 'base', '{first[0]}' and '{second[0]}'; rename one."
+        )
     vectors = task_vectors(base, {"first": first[1], "second": second[1]})
     u, v = vectors["first"], vectors["second"]
     length = _dot(u, u) ** 0.5
     along = _dot(u, v) / length if length else 0.0
     height = max(0.0, _dot(v, v) - along**2) ** 0.5
-    if length == 0 or height <= 1e-6 * length:
+    # The sine of the angle at the base: single precision rounds networks on one line up to some 1e-5 off it.
+    if length == 0 or height <= 1e-4 * _dot(v, v) ** 0.5:
         raise ApgdTeachError("these three networks lie on one line and span no plane; take three that differ.")
     places = {"base": (0.0, 0.0), first[0]: (length, 0.0), second[0]: (along, height)}
     # The same margin on every side, so that a flat triangle still shows what lies around it.

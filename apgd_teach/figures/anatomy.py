@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from apgd_teach.data import TaskData
-from apgd_teach.figures.style import COLORS, LINES, MARKERS, figure, styled
+from apgd_teach.figures.style import figure, look, styled
 from apgd_teach.merging import StateDict
 
 __all__ = ["cosine_matrix", "draw_cosines", "draw_norms", "draw_spectra", "draw_tasks", "layer_norms", "spectra"]
@@ -24,7 +24,7 @@ def draw_tasks(tasks: Mapping[str, TaskData], examples: int = 6) -> Figure:
             for column in range(examples):
                 image = task.test.images[int((labels == column).nonzero()[0])]
                 spot = axes[row * examples + column]
-                spot.imshow(image[0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+                spot.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
                 spot.set_xticks([])
                 spot.set_yticks([])
                 spot.grid(False)
@@ -51,8 +51,7 @@ def draw_norms(norms: Mapping[str, Mapping[str, float]], titles: Mapping[str, st
             axes.plot(
                 [place + offset for place in range(len(layers))],
                 [by_layer[layer] for layer in layers],
-                MARKERS[i % len(MARKERS)],
-                color=COLORS[i % len(COLORS)],
+                **{**look(i), "linestyle": ""},
                 label=titles[task],
             )
         axes.set_xticks(range(len(layers)), [layer.removesuffix(".weight") for layer in layers])
@@ -74,7 +73,7 @@ def draw_cosines(cosines: Tensor, titles: list[str]) -> Figure:
     """`cosine_matrix` as a map with its numbers. Lesson: 01."""
     with styled():
         drawn, (axes,) = figure(width=7.6, height=5.4)
-        picture = axes.imshow(cosines, cmap="RdBu_r", vmin=-1, vmax=1)
+        picture = axes.imshow(cosines.numpy(), cmap="RdBu_r", vmin=-1, vmax=1)
         for row in range(len(titles)):
             for column in range(len(titles)):
                 value = float(cosines[row, column])
@@ -110,10 +109,8 @@ def draw_spectra(values: Mapping[str, Tensor], titles: Mapping[str, str], layer:
         for i, (task, line) in enumerate(values.items()):
             axes.plot(
                 range(1, len(line) + 1),
-                line,
-                color=COLORS[i % len(COLORS)],
-                # Past the last colour the styles shift by one, so that no two lines look alike.
-                linestyle=LINES[(i + i // len(COLORS)) % len(LINES)],
+                line.numpy(),
+                **{**look(i), "marker": ""},
                 label=titles[task],
             )
         axes.set_yscale("log")

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from apgd_teach.evaluate import Comparison
-from apgd_teach.figures.style import COLORS, LINES, MARKERS, figure, styled
+from apgd_teach.figures.style import COLORS, MARKERS, figure, look, styled
 from apgd_teach.landscape import Path, Plane
 
 __all__ = ["draw_comparison", "draw_paths", "draw_planes"]
@@ -33,8 +33,10 @@ def draw_comparison(compared: Mapping[str, Comparison]) -> Figure:
                 place.plot(
                     [scores[task].accuracy for task in tasks],
                     range(len(tasks)),
-                    MARKERS[i],
-                    color=("#7A7A7A", *COLORS)[i],
+                    # The base is grey; the others begin with the first colour and the second marker.
+                    marker=MARKERS[(i + i // len(MARKERS)) % len(MARKERS)],
+                    color="#7A7A7A" if i == 0 else COLORS[(i - 1) % len(COLORS)],
+                    linestyle="",
                     markersize=8,
                     label=name,
                 )
@@ -59,9 +61,7 @@ def draw_paths(paths: Mapping[str, Path], titles: Mapping[str, str], ends: tuple
                 place.plot(
                     path.steps,
                     losses,
-                    color=COLORS[i],
-                    linestyle=LINES[i],
-                    marker=MARKERS[i],
+                    **look(i),
                     markersize=4,
                     label=f"loss on {titles[task]}",
                 )
@@ -84,7 +84,9 @@ def draw_planes(planes: Mapping[str, Plane], titles: Mapping[str, str]) -> Figur
         for place, (title, plane) in zip(axes, planes.items(), strict=True):
             loss = plane.mean.numpy()
             # The loss climbs steeply far out: equal steps of its logarithm show the valley.
-            levels = np.geomspace(max(float(loss.min()), 1e-3), float(np.quantile(loss, 0.92)), 11)
+            lowest = max(float(loss.min()), 1e-3)
+            # Levels have to rise, also over a plane without any slope.
+            levels = np.geomspace(lowest, max(float(np.quantile(loss, 0.92)), 1.001 * lowest), 11)
             place.contourf(plane.x, plane.y, loss, levels=levels, cmap="viridis_r", extend="both")
             lines = place.contour(plane.x, plane.y, loss, levels=levels[1::2], colors="black", linewidths=0.6)
             place.clabel(lines, fmt="%.2f", fontsize=8)

@@ -12,7 +12,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "LINES", "MARKERS", "figure", "png", "show", "styled"]
+__all__ = ["COLORS", "LINES", "MARKERS", "figure", "look", "png", "show", "styled"]
 
 # Okabe and Ito's colours: told apart under the common colour-vision deficiencies. Markers differ as well.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7A7A7A")
@@ -42,9 +42,21 @@ _RC: dict[Any, Any] = {
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Draw inside this block to draw in the course's look; the reader's own settings are not touched."""
-    with mpl.rc_context(_RC):
+    """Draw inside this block to draw in the course's look; the reader's own settings neither matter nor change."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_RC)
         yield
+
+
+def look(i: int) -> dict[str, Any]:
+    """Colour, line and marker of the i-th of several: past the last colour, lines and markers shift by one."""
+    shifted = i + i // len(COLORS)
+    return {
+        "color": COLORS[i % len(COLORS)],
+        "linestyle": LINES[shifted % len(LINES)],
+        "marker": MARKERS[shifted % len(MARKERS)],
+    }
 
 
 def figure(rows: int = 1, columns: int = 1, width: float = 9.0, height: float = 4.0) -> tuple[Figure, list[Axes]]:
@@ -57,12 +69,13 @@ def figure(rows: int = 1, columns: int = 1, width: float = 9.0, height: float = 
 def png(drawn: Figure) -> bytes:
     """A figure as PNG, the same bytes for the same drawing (no date or version inside)."""
     stream = io.BytesIO()
-    drawn.savefig(stream, format="png", metadata={"Software": None})
+    with styled():
+        drawn.savefig(stream, format="png", metadata={"Software": None})
     return stream.getvalue()
 
 
 def show(drawn: Figure, alt: str) -> None:
-    """Put a figure into the notebook.
+    """Put a figure into the notebook; where there is none, in a plain terminal, its words.
 
     Args:
         drawn: the figure.
@@ -71,9 +84,14 @@ def show(drawn: Figure, alt: str) -> None:
     Raises:
         ValueError: `alt` is empty.
     """
+    from IPython import get_ipython
     from IPython.display import display
 
     if not alt.strip():
         raise ValueError("a figure needs words for those who cannot see it: give alt a sentence")
+    if get_ipython() is None:
+        # IPython would print the picture itself, as a hundred thousand letters.
+        display(alt)
+        return
     picture = base64.b64encode(png(drawn)).decode("ascii")
     display({"image/png": picture, "text/plain": alt}, metadata={"image/png": {"alt": alt}}, raw=True)
