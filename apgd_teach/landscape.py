@@ -107,7 +107,7 @@ class Plane:
 
     def words(self) -> str:
         """The loss near each of the three networks, for those who cannot see the figure."""
-        return ", ".join(f"{self.near(name):.2f} near the {name}" for name in self.places) + " (nats)"
+        return ", ".join(f"{self.near(name):.2f} near {name}" for name in self.places) + " (nats)"
 
 
 def loss_plane(
