@@ -187,7 +187,7 @@ def test_the_words_of_a_plane_are_the_losses_at_the_nearest_points_of_its_grid()
     places = {"base": (0.1, -0.4), "expert": (1.9, 0.6), "average": (1.0, 2.4)}
     plane = Plane([0.0, 1.0, 2.0], [0.0, 1.0, 2.0], {"a": losses, "b": losses + 2}, places)
     assert [plane.near(name) for name in places] == [2, 7, 9]
-    assert plane.words() == "2.00 near the base, 7.00 near the expert, 9.00 near the average (nats)"
+    assert plane.words() == "2.00 near base, 7.00 near expert, 9.00 near average (nats)"
 
 
 def test_a_bar_runs_while_a_plane_is_scored_and_is_gone_afterwards(pool, quick, capsys, monkeypatch) -> None:
