@@ -58,6 +58,8 @@ def explain(words: str) -> str:
             "connection, or set HTTPS_PROXY (a proxy), PIP_INDEX_URL (a mirror), or PIP_NO_INDEX=1 and "
             "PIP_FIND_LINKS=FOLDER (wheels on disk), and try again."
         )
+    if missing and "torch" in missing[-1] and (platform.system(), platform.machine()) == ("Darwin", "x86_64"):
+        return "PyTorch is no longer made for Macs with Intel processors: use another machine, or Colab."
     if missing:
         machine = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
         return f"The package index has no {missing[-1]} for {machine}: delete .venv and try again with another Python."

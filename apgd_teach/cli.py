@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import ast
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -87,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 
     data = commands.add_parser("data", help="what the data are, whose, and which of them are here")
     data.set_defaults(command=_data)
-    data.add_argument("--fetch", action="store_true", help="download the full data sets (once, about 70 MB)")
+    data.add_argument("--fetch", action="store_true", help="download the full data sets (once, about 43 MB)")
     data.add_argument("--folder", type=Path, metavar="FOLDER", help="use the full data sets that lie here")
     data.add_argument("--mirror", metavar="URL", help="download from here instead")
     data.add_argument("--budget", type=_seconds, default=120.0, metavar="SECONDS", help="give up after (default: 120)")
@@ -172,8 +173,15 @@ def _near(path: Path) -> str:
 def _lab(options: argparse.Namespace) -> int:
     from apgd_teach.course.sources import notebooks_folder
 
+    # Copies: what a learner writes must not become a change of the course, and an update must not undo it.
+    published = notebooks_folder()
+    desk = published.parent / "output" / "lab"
+    desk.mkdir(parents=True, exist_ok=True)
+    for notebook in sorted(published.glob("*.ipynb")):
+        if not (desk / notebook.name).exists():
+            shutil.copyfile(notebook, desk / notebook.name)
     command = [sys.executable, "-m", "jupyterlab", *options.rest]
-    lab = subprocess.Popen(command, cwd=notebooks_folder())
+    lab = subprocess.Popen(command, cwd=desk)
     while True:
         try:
             return lab.wait()

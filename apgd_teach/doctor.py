@@ -155,8 +155,10 @@ def memory(gb: float) -> Finding:
 def disk(what: str, folder: Path) -> Finding:
     """Is there room where `folder` is, or would be made?"""
     there = folder.absolute()
-    while not there.is_dir():
+    while not there.is_dir() and there != there.parent:
         there = there.parent
+    if not there.is_dir():
+        return Finding(what, "no such drive", f"{DISK_GB:.1f} GB", False, f"name a folder that exists, not {there}")
     gb = shutil.disk_usage(there).free / 1e9
     ok = gb >= DISK_GB
     remedy = "" if ok else f"make room on the disk of {_short(str(there))}"

@@ -305,16 +305,18 @@ def compare(
         split: "test" for what is reported, "validation" for what chooses settings.
 
     Raises:
-        ApgdTeachError: a label is "base" or "experts".
+        ApgdTeachError: a label is "base" or "experts", or the pool has no task.
 
     Lesson: 00, 02.
     """
+    if not pool.tasks:
+        raise ApgdTeachError("this pool has no task to compare on; make it with at least one.")
     for label in merged:
         if label in ("base", "experts"):
             raise ApgdTeachError(f"'{label}' is in every comparison already; give the merge another label.")
     evaluator = Evaluator(pool, images=images, split=split)
     states = {label: one.state_dict if isinstance(one, Merged) else one for label, one in merged.items()}
-    counts = sorted({evaluator.images(task) for task in pool.tasks})
+    many = " or ".join(f"{count:,}" for count in sorted({evaluator.images(task) for task in pool.tasks}))
     return Comparison(
         titles={name: task.title for name, task in pool.tasks.items()},
         base=evaluator.scores(pool.base),
@@ -323,5 +325,5 @@ def compare(
         data_used={
             label: one.audit.data_used if isinstance(one, Merged) else "not stated" for label, one in merged.items()
         },
-        tier=f"{pool.tier} tier, {split} split, {' or '.join(f'{count:,}' for count in counts)} a task",
+        tier=f"{pool.tier} tier, {split} split, {many} a task; seed {pool.seed}",
     )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from apgd_teach.cache import FORMAT, Cache, Damaged, Entry
-from apgd_teach.data import TASKS, Source, TaskData, open_source
+from apgd_teach.data import TASKS, Source, TaskData, Variant, open_source
 from apgd_teach.devices import pick_device
 from apgd_teach.errors import ApgdTeachError, CacheError
 from apgd_teach.merging import fingerprint
@@ -83,7 +83,7 @@ class Pool:
 
     def only(self, tasks: Iterable[str]) -> Pool:
         """The same pool with fewer tasks."""
-        kept = _names(tasks)
+        kept = [tasks] if isinstance(tasks, str) else list(dict.fromkeys(tasks))
         for task in kept:
             if task not in self.tasks:
                 raise ApgdTeachError(f"this pool has no task '{task}'; it has: {', '.join(self.tasks)}.")
@@ -101,7 +101,7 @@ def make_pool(
     *,
     regime: str | Recipe = "mild",
     optimizer: str = "sgd",
-    tasks: Iterable[str] | None = None,
+    tasks: Iterable[str | Variant] | str | Variant | None = None,
     base_steps: int = BASE.steps,
     expert_steps: int = 250,
     seed: int = 0,
@@ -122,7 +122,7 @@ def make_pool(
         network: "convnet" or "mlp".
         regime: "mild" or "hot" fine-tuning, or a `Recipe` (then `optimizer` and `expert_steps` are not looked at).
         optimizer: "sgd" or "adamw", for the experts.
-        tasks: their names; all eight by default.
+        tasks: their names, or variants of your own; all eight by default.
         base_steps, expert_steps: optimiser steps.
         seed: of initialisation, order of the data, and augmentation. Two seeds give two bases.
         source: of the data; the bundled tier by default.
@@ -136,12 +136,11 @@ def make_pool(
     Source: method.md §4A. Lesson: 01.
     """
     chosen = regime if isinstance(regime, Recipe) else recipe(regime, optimizer, expert_steps)
-    names = list(TASKS) if tasks is None else _names(tasks)
     place = pick_device(device)
     seed = _whole(seed)
     data_source = source or open_source("bundled")
     trainer = _Trainer(network, seed, place, cache or Cache(), data_source, progress)
-    data = {name: data_source.task(name) for name in names}
+    data = {task.name: task for task in map(data_source.task, _tasks(tasks))}
     base = trainer.base(replace(BASE, steps=base_steps))
     base_hash = fingerprint(base.tensors)
     heads = trainer.heads(base.tensors, base_hash, data)
@@ -151,13 +150,13 @@ def make_pool(
     return Pool(
         network=network,
         base={key: base.tensors[key] for key in order},
-        heads={name: heads[name].tensors for name in names},
-        experts={name: {key: experts[name].tensors[key] for key in order} for name in names},
+        heads={name: heads[name].tensors for name in data},
+        experts={name: {key: experts[name].tensors[key] for key in order} for name in data},
         tasks=data,
         recipe=chosen,
         seed=seed,
         device=place,
-        cards={"base": base.card, **{name: experts[name].card for name in names}},
+        cards={"base": base.card, **{name: experts[name].card for name in data}},
         trained=tuple(trainer.trained),
         tier=data_source.tier,
     )
@@ -362,9 +361,11 @@ class _Trainer:
             tqdm.write(sentence, file=sys.stdout)
 
 
-def _names(tasks: Iterable[str]) -> list[str]:
-    """Names of tasks, each once; a single name is not taken for a list of letters."""
-    return [tasks] if isinstance(tasks, str) else list(dict.fromkeys(tasks))
+def _tasks(tasks: Iterable[str | Variant] | str | Variant | None) -> list[str | Variant]:
+    """The tasks asked for, each once; a single one is not taken for a list, nor its name for a list of letters."""
+    if tasks is None:
+        return list(TASKS)
+    return [tasks] if isinstance(tasks, str | Variant) else list(tasks)
 
 
 def _whole(seed: object) -> int:
@@ -387,13 +388,13 @@ def _head(state: Mapping[str, Tensor], device: torch.device) -> nn.Linear:
 
 def _described(task: TaskData) -> dict[str, object]:
     """A task's data as an ingredient: where the pictures come from, which variant, how many."""
-    described: dict[str, object] = {
+    return {
         "tier": task.tier,
         "sha256": task.sha256,
         "task": task.name,
+        "transform": task.recipe,
         "images": len(task.train),
     }
-    return {**described, "transform": task.recipe} if task.recipe else described
 
 
 def _several(jobs: list[_Job]) -> str:

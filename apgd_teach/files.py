@@ -27,8 +27,11 @@ def write_atomically(path: Path, content: bytes) -> None:
         # mkstemp makes files for the owner only; these are for everyone who may read the folder.
         os.chmod(name, 0o644)
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            # A full disk is reported without a name, and then nobody knows which.
+            error.filename = str(path)
         raise
 
 

@@ -104,7 +104,7 @@ REGIMES = {
     "mild": {"sgd": 0.03, "adamw": 1e-4},
     "hot": {"sgd": 0.2, "adamw": 4e-4},
 }
-"""Learning rates of fine-tuning. Mild moves an expert a few hundredths of ‖θ₀‖, hot several tenths (lesson 02)."""
+"""Learning rates of fine-tuning. How far each moves an expert is measured in lesson 02."""
 
 
 def recipe(regime: str = "mild", optimizer: str = "sgd", steps: int = 250) -> Recipe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +14,25 @@ from apgd_teach.data.families import Family
 from apgd_teach.data.idx import decode_idx, read_file, unpack
 from apgd_teach.errors import DataError
 
-__all__ = ["BUNDLE", "read_bundled"]
+__all__ = ["BUNDLE", "read_bundled", "read_manifest"]
 
 BUNDLE = Path(__file__).parent / "bundle"
 _REMEDY = "install the package again, or restore this file with 'git checkout'"
+MANIFEST = "manifest.json"
+
+
+def read_manifest(bundle: Path) -> dict[str, Any]:
+    """What the manifest says of every file, by its name.
+
+    Raises:
+        DataError: the manifest is missing or damaged.
+    """
+    manifest = bundle / MANIFEST
+    try:
+        files: dict[str, Any] = dict(json.loads(read_file(manifest, _REMEDY))["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"The manifest '{manifest}' is damaged ({error}); {_REMEDY}.") from error
+    return files
 
 
 def read_bundled(family: Family, bundle: Path = BUNDLE) -> tuple[dict[str, NDArray[np.uint8]], dict[str, str]]:
@@ -32,11 +48,7 @@ def read_bundled(family: Family, bundle: Path = BUNDLE) -> tuple[dict[str, NDArr
     Raises:
         DataError: a file is missing, has another hash than the manifest says, or the manifest itself is damaged.
     """
-    manifest = bundle / "manifest.json"
-    try:
-        files = json.loads(read_file(manifest, _REMEDY))["files"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"The manifest '{manifest}' is damaged ({error}); {_REMEDY}.") from error
+    manifest, files = bundle / MANIFEST, read_manifest(bundle)
     arrays, hashes = {}, {}
     for split in ("train", "test"):
         for kind in ("images", "labels"):

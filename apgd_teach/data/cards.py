@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from apgd_teach.data.bundled import BUNDLE
+from apgd_teach.data.bundled import BUNDLE, read_manifest
 from apgd_teach.data.families import FAMILIES, Family
 from apgd_teach.data.idx import read_file
 from apgd_teach.tables import Table
@@ -34,11 +33,11 @@ def cards_table() -> Table:
     """One row per family: whose it is, under which licence, how many images each tier has.
 
     Raises:
-        DataError: the bundle's manifest is missing.
+        DataError: the bundle's manifest is missing or damaged.
 
     Lesson: 01.
     """
-    files = json.loads(read_file(BUNDLE / "manifest.json", _REMEDY))["files"]
+    files = read_manifest(BUNDLE)
 
     def counts(family: Family) -> str:
         train, test = (files[f"{family.slug}-{split}-labels.idx.xz"]["count"] for split in ("train", "test"))

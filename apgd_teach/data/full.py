@@ -104,7 +104,11 @@ def valid_mirror(mirror: str) -> str:
     Raises:
         DataError: not an http, https or file address.
     """
-    parts = urlsplit(mirror)
+    try:
+        parts = urlsplit(mirror)
+    except ValueError:
+        # Only a bracket that is not closed comes this far; no scheme, no host.
+        parts = urlsplit("")
     web = parts.scheme in ("http", "https") and bool(parts.netloc)
     local = parts.scheme == "file" and parts.netloc in ("", "localhost") and bool(parts.path)
     if not (web or local) or parts.query or parts.fragment:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -107,7 +108,7 @@ class TaskData:
         title: "digits, rotated 45°".
         family: "digits".
         classes: the names of the ten classes, in the order of the labels.
-        recipe: what made the pictures of a task that does not come with the course, in words; "" for one that does.
+        recipe: what makes the pictures from the family's, in words.
         tier: "bundled" or "full".
         sha256: of the family's source files (names and contents), hex.
         train: what experts learn from.
@@ -118,12 +119,15 @@ class TaskData:
     def __init__(self, task: Task, data: FamilyData, tier: str) -> None:
         self._task, self._data = task, data
         self.name, self.title, self.family = task.name, task.title, task.family
-        self.recipe = task.recipe
         self.classes = data.family.classes
         self.tier, self.sha256 = tier, data.sha256
 
     def __repr__(self) -> str:
         return f"TaskData({self.name!r}, tier={self.tier!r})"
+
+    @cached_property
+    def recipe(self) -> str:
+        return self._task.recipe
 
     @cached_property
     def train(self) -> Split:
@@ -245,8 +249,8 @@ def open_source(
         return _bundled("Bundled data are used: a balanced subset of {families} that comes with the course.", families)
     if folder is not None and mirror is not None:
         raise DataError("Both a folder and a mirror are named; name one of them.")
-    if not budget_s > 0:
-        raise DataError(f"The time budget is {budget_s} s; give it more than zero.")
+    if not 0 < budget_s < math.inf:
+        raise DataError(f"The time budget is {budget_s} s; give it a number of seconds above zero.")
     if folder is not None:
         return _from_folder(Path(folder).expanduser(), families)
     address = None if mirror is None else valid_mirror(mirror)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -66,11 +67,16 @@ class Task:
 
     @property
     def recipe(self) -> str:
-        """What makes the pictures: "" for the tasks of the course, whose names say it; the transform in words for
-        another, so that a cache does not take two transforms of one name for the same task."""
-        if self.variant in VARIANTS:
-            return ""
-        return f"{self.variant.transform!r}, seed {self.variant.seed}, each {self.variant.each}"
+        """What makes the pictures, in words: a cache takes two transforms of one name for two tasks by it.
+
+        torchvision's transforms say what they are. Of a function only the pictures tell, so a hash of some stands in.
+        """
+        said = repr(self.variant.transform)
+        if re.search(r"<function|<lambda>| object at | at 0x", said):
+            pictures = self.apply(torch.linspace(0, 1, 8 * 28 * 28).reshape(8, 1, 28, 28), "recipe")
+            levels = (pictures * 255).round().to(torch.uint8).numpy().tobytes()
+            said = f"function, pictures {hashlib.sha256(levels).hexdigest()[:16]}"
+        return f"{said}, seed {self.variant.seed}, each {self.variant.each}"
 
     def apply(self, images: Tensor, split: str) -> Tensor:
         """The task's pictures from its family's.

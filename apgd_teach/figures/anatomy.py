@@ -117,6 +117,6 @@ def draw_spectra(values: Mapping[str, Tensor], titles: Mapping[str, str], layer:
         axes.set_ylim(1e-4, 1.3)
         axes.set_xlabel("singular value, largest first")
         axes.set_ylabel("share of the largest")
-        axes.set_title(f"Spectrum of τ in {layer.removesuffix('.weight')}: a few directions carry most of it")
+        axes.set_title(f"Spectrum of τ in {layer.removesuffix('.weight')}")
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         return drawn

@@ -104,5 +104,6 @@ def draw_planes(planes: Mapping[str, Plane], titles: Mapping[str, str]) -> Figur
             place.set_aspect("equal")
             place.grid(False)
             place.set_title(title)
-            place.set_xlabel("distance in weight space")
+            place.set_xlabel("distance in weight space, towards the first network")
+            place.set_ylabel("sideways")
         return drawn

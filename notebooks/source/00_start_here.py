@@ -10,6 +10,7 @@
 # %% tags=["parameters"]
 PROFILE = "fast"
 SEED = 0
+TIER = "bundled"  # or "full", once fetched: apgd-teach data --fetch
 
 # %%
 from apgd_teach.course.profiles import use_profile
@@ -36,7 +37,7 @@ doctor_table(examine())
 # %%
 from apgd_teach.data import open_source
 
-source = open_source("bundled")
+source = open_source(TIER)
 source.note
 
 # %% [markdown]
@@ -52,6 +53,9 @@ source.note
 # | 05 | Shared subspace | what the tasks share is a subspace one can compute and protect | not yet |
 # | 06 | Projected gradient descent | descent on Δ closes the gap that averaging leaves | not yet |
 # | 07 | Honest comparison | which method wins here, by how much, using what data, at what cost | not yet |
+# | 08 | Colour images on a GPU | the same code, on colour images and an accelerator | not yet |
+# | 09 | Merge your own | you can merge two checkpoints from disk, and are told before if you cannot | not yet |
+# | 10 | Capstone | change one thing, predict, measure, explain | not yet |
 #
 # A few words that will come back all the time:
 #
@@ -65,10 +69,11 @@ source.note
 #
 # Eight tasks: digits that are upright, rotated, inverted or noisy, and clothes that are upright, flipped, inverted or
 # rotated. `make_pool` trains a small base once, then one expert per task, and keeps them in a cache. Run the cell
-# twice: the second time there is nothing left to train.
+# twice: the second time there is nothing left to train. (*Mild* means fine-tuned with a small learning rate; lesson
+# 02 compares it with *hot*.)
 #
 # > **Predict before you run.** Eight experts, each good at its own task, averaged into one network. Will the average
-# > be as good as the experts, somewhere between the base and the experts, or worse than the base?
+# > be as good as the experts, somewhere between the base and the experts, about as good as the base, or worse?
 
 # %%
 from apgd_teach.experts import make_pool
@@ -93,8 +98,9 @@ merged = merge(pool.base, pool.experts, method="average")
 {name: tuple(tensor.shape) for name, tensor in merged.state_dict.items()}
 
 # %% [markdown]
-# How good is it? Each task is tried with its own head. On the left of each line is what you had before
-# fine-tuning, on the right what the expert reaches who knows this task only.
+# How good is it? Each task is tried with its own head. The grey circle is what you had
+# before fine-tuning, the triangle what the expert reaches who knows this task only, the square the one network that
+# is asked to do all of them.
 
 # %%
 from apgd_teach.evaluate import compare
@@ -122,7 +128,7 @@ Markdown(
     f"and the average of all of them **{result.average('average'):.1f} %**. Against the base that is "
     f"{result.against('average')} points: **{result.against('average').verdict}**, judged by the 95 % interval over "
     f"test images. Of what fine-tuning gained, averaging kept {100 * result.recovered('average'):.0f} %. "
-    "The rest of the course is about that loss: where it comes from, how it can be estimated without data, "
+    "The rest of the course is about what averaging throws away: where it goes, how it can be estimated without data, "
     "and how much of it can be won back."
 )
 
@@ -132,10 +138,11 @@ Markdown(
 # 1. Merge two experts only: `merge(pool.base, {name: pool.experts[name] for name in ("digits-upright",
 #    "digits-noisy")})`. Before you run it: will those two tasks be better served than by the average of eight?
 #    (`pool.only([...])` gives a smaller pool to `compare`.)
-# 2. Train with another seed (`SEED = 1` in the parameters cell, then run all). Which of the numbers above change by
-#    more than their interval? What does the interval not cover?
+# 2. Train with another seed (`SEED = 1` in the parameters cell, then run all). Does the difference from the base
+#    leave its interval? What does the interval not cover? (All nine networks are trained anew.)
 # 3. Ask for something that cannot be merged: `merge(pool.base, {"broken": {}})`. Does the sentence tell you what to
-#    do?
+#    do? The whole report: `from apgd_teach.merging import preflight`, then
+#    `preflight(pool.base, {"broken": {}}).table()`.
 #
 # **Next:** [01 · Toy experts](01_toy_experts.ipynb).
 #

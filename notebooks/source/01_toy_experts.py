@@ -8,6 +8,7 @@
 # %% tags=["parameters"]
 PROFILE = "fast"
 SEED = 0
+TIER = "bundled"  # or "full", once fetched: apgd-teach data --fetch
 
 # %%
 from apgd_teach.course.profiles import use_profile
@@ -19,12 +20,13 @@ profile = use_profile(PROFILE)
 # ## The data: two families, eight tasks
 #
 # Real pictures, two families of them, each shown in four ways. A *variant* is one torchvision transform, so a task
-# of your own is one more entry (see Try it).
+# of your own is one more `Variant` (see Try it).
 
 # %%
 from apgd_teach.data import cards_table, open_source
 
-source = open_source("bundled")
+source = open_source(TIER)
+print(source.note)
 cards_table()
 
 # %%
@@ -72,7 +74,7 @@ Table(
 # 3. **An expert per task** $\theta_i$: the base's encoder, fine-tuned under the frozen head by SGD with momentum.
 #
 # > **Predict before you run.** By how much of its own length does the base move when it becomes an expert: a
-# > thousandth, a few hundredths, half?
+# > hundredth, a tenth, half?
 #
 # The recipes are data: everything that a network depends on is written in them.
 
@@ -180,7 +182,8 @@ Table(
 # %% [markdown]
 # ### Small
 #
-# The length of $\tau_i$ beside the length of $\theta_0$, layer by layer:
+# The length of $\tau_i$ beside the length of $\theta_0$, weight by weight. (Biases are left out of the picture:
+# they can move by a large share of their own length, which is so short that it hardly counts in that of $\theta_0$.)
 
 # %%
 from apgd_teach.figures import draw_norms, layer_norms
@@ -205,8 +208,8 @@ show(
 # **Directions.** Seen as a matrix, $\tau = U S V^\top$. If a few singular values carry most of the energy
 # $\sum_k s_k^2$, fine-tuning moved the layer in a few directions only.
 #
-# > **Predict before you run.** What share of the energy do the first ten of the singular values of the last layer
-# > carry? And after shuffling?
+# > **Predict before you run.** What share of the energy do the first ten singular values of the encoder's last
+# > layer, `linear.weight`, carry? And after shuffling?
 
 # %%
 import torch
@@ -259,7 +262,7 @@ show(
 )
 
 # %% [markdown]
-# **Relations.** Two shuffled vectors of this many numbers are at a right angle. Are two task vectors?
+# **Relations.** Two shuffled vectors of this many numbers are nearly at a right angle. Are two task vectors?
 
 # %%
 from apgd_teach.figures import cosine_matrix, draw_cosines
@@ -286,22 +289,26 @@ across = [
     float(cosines[a, b]) for a, b in pairs if tasks[names[a]].family != tasks[names[b]].family
 ]
 chance = cosine_matrix(control)
-by_chance = max(abs(float(chance[a, b])) for a, b in pairs)
+shuffled_cosines = [float(chance[a, b]) for a, b in pairs]
+by_chance = max(map(abs, shuffled_cosines))
+
+
+def row(name, values):
+    """Mean, median and range of some cosines."""
+    middle = sorted(values)[len(values) // 2]
+    return name, sum(values) / len(values), middle, min(values), max(values)
+
+
 Table(
-    ("pairs", "mean cosine", "smallest", "largest"),
+    ("pairs", "mean", "median", "smallest", "largest"),
     [
-        ("of one family", sum(within) / len(within), min(within), max(within)),
-        ("of two families", sum(across) / len(across), min(across), max(across)),
-        (
-            "shuffled",
-            sum(float(chance[a, b]) for a, b in pairs) / len(pairs),
-            -by_chance,
-            by_chance,
-        ),
+        row("of one family", within),
+        row("of two families", across),
+        row("shuffled", shuffled_cosines),
     ],
     digits=3,
     caption="Cosines between task vectors",
-    note="Shuffled: the largest in size, with both signs.",
+    note="Median: of an even number of pairs, the upper of the two in the middle.",
 )
 
 # %% [markdown]
@@ -319,11 +326,12 @@ Markdown(
     f"**Small (less than a fifth of the base): {'yes' if small else 'no'}.** Over all layers an expert is "
     f"{min(moved.values()):.1f} to {max(moved.values()):.1f} % of ‖θ₀‖ away from the base.\n\n"
     f"**Structured (more than twice what shuffled numbers carry): {'yes' if structured else 'no'}.** "
-    f"In the last layer ten directions carry {min(carried):.0f} to {max(carried):.0f} % of a task "
-    f"vector's energy; of the same numbers shuffled, {min(carried_shuffled):.0f} to "
-    f"{max(carried_shuffled):.0f} %. Task vectors of one family have a mean cosine of "
+    f"In `{LAYER}`, the encoder's last layer, ten directions carry {min(carried):.0f} to "
+    f"{max(carried):.0f} % of a task vector's energy; of the same numbers shuffled, {min(carried_shuffled):.1f} to "
+    f"{max(carried_shuffled):.1f} %. Task vectors of one family have a mean cosine of "
     f"{sum(within) / len(within):.2f} and those of two families "
-    f"{sum(across) / len(across):.2f}, where chance gives at most {by_chance:.3f}."
+    f"{sum(across) / len(across):.2f}; of shuffled ones the largest is {by_chance:.3f}. Of the {len(pairs)} pairs, "
+    f"{sum(abs(value) <= by_chance for value in within + across)} are within that."
 )
 
 # %% [markdown]
@@ -334,8 +342,9 @@ Markdown(
 #
 # 1. Fine-tune with AdamW: `make_pool(optimizer="adamw", …)` with the same other arguments. Watch the sentence: what
 #    is trained again, and what is not? Then draw its spectrum beside SGD's. Is it flatter or steeper?
-# 2. Make a task of your own: `Variant("digits", "blurred", v2.GaussianBlur(5, sigma=2.0))`, then
-#    `source.task(variant)`. How good is the base on it under the head of *digits, upright*?
+# 2. Make a task of your own and an expert for it: `from apgd_teach.data import Variant`, `from torchvision.transforms
+#    import v2`, then `make_pool(tasks=["digits-upright", Variant("digits", "blurred", v2.GaussianBlur(5, sigma=2.0))],
+#    …)` with the same other arguments. How close is its task vector to that of *digits, upright*?
 # 3. Which layer moved most, in per cent, and which moved most in absolute terms? Why is that not the same question?
 #
 # **Next:** [02 · Naive averaging](02_naive_averaging.ipynb).

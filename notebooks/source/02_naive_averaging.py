@@ -8,6 +8,7 @@
 # %% tags=["parameters"]
 PROFILE = "fast"
 SEED = 0
+TIER = "bundled"  # or "full", once fetched: apgd-teach data --fetch
 
 # %%
 from apgd_teach.course.profiles import use_profile
@@ -16,7 +17,8 @@ from apgd_teach.experts import make_pool
 from IPython.display import Markdown
 
 profile = use_profile(PROFILE)
-source = open_source("bundled")
+source = open_source(TIER)
+print(source.note)
 
 
 def pool_of(regime, seed=SEED, tasks=None):
@@ -61,7 +63,9 @@ for mine in (by_mean, by_vectors):
 f"all three agree, in all {len(by_mean)} tensors"
 
 # %% [markdown]
-# Every merge comes with an audit: what was done to each tensor, and how large the step was beside the base.
+# Every merge comes with an audit: what was done to each tensor, and how large the step $M = \theta^* - \theta_0$ was
+# beside the base. *merge*: a weight, which goes through the method as a matrix; *average*: a bias, which every method
+# averages.
 
 # %%
 average_mild.audit.table()
@@ -94,6 +98,8 @@ try:
     merge(mild.base, mild.experts, Peeking())
 except DataAccessError as error:
     print(error)
+else:
+    raise AssertionError("the guard let a method read data")
 
 # %% [markdown]
 # The guard watches the course's own data objects, files, and the network. It cannot see a tensor that somebody loaded
@@ -165,6 +171,10 @@ results["mild"].gap_table()
 # %%
 results["hot"].gap_table()
 
+# %% [markdown]
+# Two things to read with care. The base is the same in both; its gap differs because the experts it is measured
+# against do. And loss and accuracy need not agree: a network can lose fewer nats and still name no more images rightly.
+
 # %%
 results["mild"].summary()
 
@@ -174,15 +184,17 @@ results["hot"].summary()
 # %% [markdown]
 # ## Where the average lands
 #
-# Take the task that the hot average serves worst, and look at its loss over the plane through three networks: the
-# base, that task's own expert, and the average of all eight. Distances and angles are true to weight space.
+# Take the task with the largest gap under the hot average, and look at its loss over the plane through three
+# networks: the base, that task's own expert, and the average of all eight. Distances and angles are true to weight
+# space. Light is low loss; each panel has its own levels, so read the numbers on the lines.
 
 # %%
 from apgd_teach.evaluate import Evaluator
 from apgd_teach.figures import draw_planes
 from apgd_teach.landscape import loss_plane
 
-worst, _ = results["hot"].worst("average")
+gaps = results["hot"].gap("average")
+worst = max(gaps, key=gaps.get)
 planes = {}
 for name, pool, average in (("mild", mild, average_mild), ("hot", hot, average_hot)):
     planes[name] = loss_plane(
@@ -206,9 +218,9 @@ show(
 Markdown(
     "\n".join(
         f"* **{name}**: the average lies {(x**2 + y**2) ** 0.5:.1f} from the base: {x:.1f} towards "
-        f"this task's expert and {y:.1f} sideways, where the other seven pull it. The loss is "
-        f"{plane.near('base'):.2f} near the base, {plane.near('its expert'):.2f} near the expert and "
-        f"{plane.near('average of eight'):.2f} near the average."
+        f"this task's expert and {y:.1f} sideways, where the other seven pull it. The loss there is "
+        f"{results[name].merged['average'][worst].loss:.2f}; at the base it is "
+        f"{results[name].base[worst].loss:.2f} and at the expert {results[name].experts[worst].loss:.2f}."
         for name, plane in planes.items()
         for x, y in (plane.places["average of eight"],)
     )
@@ -245,7 +257,8 @@ show(
 
 # %% [markdown]
 # The far end of the second line is no fair judge: that network never met *this* task's head, its features mean
-# something else. So try the midpoint on both tasks, each under the head that belongs to its expert.
+# something else. So try the midpoint on both tasks, each under the head that belongs to its expert. (Lesson 01 measured
+# how close these two task vectors are: an easy pair, and still the second midpoint is what it is.)
 
 # %%
 both = {}
@@ -304,13 +317,17 @@ Markdown(
 # %% [markdown]
 # ## Try it
 #
-# 1. Average only the four tasks of one family (`hot.only([...])`). Is the worst task still the worst? What does that
-#    say about who pulled it away?
+# 1. Average only the four tasks of one family:
+#    `hot.only([name for name, task in hot.tasks.items() if task.family == "fashion"])`.
+#    Is the worst task still the worst? What does that say about who pulled it away?
 # 2. Somewhere between mild and hot the average crosses the base. Find the learning rate with
-#    `make_pool(regime=Recipe("sgd", lr, steps=…))` (from `apgd_teach.training`), on **validation** images:
+#    `pool_of(Recipe("sgd", lr, steps=profile.expert_steps))` (`from apgd_teach.training import Recipe`), on
+#    **validation** images:
 #    `compare(…, split="validation")`. Why not on test images?
 # 3. `merge(hot.base, {**hot.experts, "base": hot.base})`: what does the library say, and why? Call the copy
 #    "nothing" instead. What does adding the base as a ninth expert do to every task vector's share?
+# 4. Walk the line between two tasks whose vectors are far apart, `A, B = "digits-upright", "digits-inverted"`. Is it
+#    still flat with one base?
 #
 # **Next:** 03 · Task arithmetic and interference (not in this version yet).
 #

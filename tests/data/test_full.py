@@ -331,5 +331,5 @@ def test_settings_that_contradict_each_other_are_refused(small, tmp_path) -> Non
     with pytest.raises(DataError, match="name one of them"):
         open_source("full", folder=tmp_path, mirror="http://host/")
     for budget in (0, -1, float("nan")):
-        with pytest.raises(DataError, match="give it more than zero"):
+        with pytest.raises(DataError, match="give it a number of seconds above zero"):
             open_source("full", budget_s=budget)

@@ -253,7 +253,7 @@ def test_the_tables_hold_the_numbers_of_the_methods(compared) -> None:
         gap = list(compared.gap(label).values())
         assert gaps.column(label) == [*gap, pytest.approx(sum(gap) / 3)]
     assert table.bold == gaps.bold == {3}
-    assert table.note == gaps.note == "Images: bundled tier, test split, 400 a task."
+    assert table.note == gaps.note == "Images: bundled tier, test split, 400 a task; seed 0."
 
 
 def test_the_summary_holds_the_numbers_of_the_methods(compared) -> None:
@@ -299,4 +299,4 @@ def test_a_label_that_was_not_compared_is_one_sentence(compared) -> None:
 
 def test_a_comparison_on_validation_images_says_so(pool, average) -> None:
     note = compare(pool, {"average": average}, images=20, split="validation").tier
-    assert note == "bundled tier, validation split, 20 a task"
+    assert note == "bundled tier, validation split, 20 a task; seed 0"

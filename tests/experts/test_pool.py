@@ -10,19 +10,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torchvision.transforms import v2
 
 import apgd_teach
 from apgd_teach import experts
-from apgd_teach.data import TASKS, Source
+from apgd_teach.cache import Cache
+from apgd_teach.data import TASKS, Source, Task, Variant
 from apgd_teach.devices import pick_device
 from apgd_teach.errors import ApgdTeachError, DataError
-from apgd_teach.experts import Pool
+from apgd_teach.evaluate import compare
+from apgd_teach.experts import Pool, make_pool
 from apgd_teach.merging import fingerprint
 from apgd_teach.training import Recipe
 
@@ -598,3 +602,34 @@ def test_the_device_is_chosen_unasked_and_tensors_wait_on_the_cpu(folder: Path, 
     assert pool.trained == ()
     assert {parameter.device.type for parameter in pool.encoder().parameters()} == {pool.device.type}
     assert {tensor.device.type for state in (pool.base, *pool.experts.values()) for tensor in state.values()} == {"cpu"}
+
+
+def test_a_task_of_ones_own_gets_an_expert_and_another_transform_of_its_name_another(source, tmp_path):
+    def of(variant: Variant) -> Pool:
+        return make_pool(
+            "mlp", tasks=[variant], base_steps=3, expert_steps=3, source=source, cache=Cache(tmp_path), progress=False
+        )
+
+    first = of(Variant("digits", "mine", v2.GaussianBlur(5, sigma=2.0)))
+    assert list(first.experts) == ["digits-mine"]
+    assert of(Variant("digits", "mine", v2.GaussianBlur(5, sigma=2.0))).trained == ()
+    assert of(Variant("digits", "mine", v2.GaussianBlur(5, sigma=1.0))).trained == (
+        "head digits-mine",
+        "expert digits-mine",
+    )
+    assert of(Variant("digits", "mine", lambda images: 1 - images)).trained != ()
+    assert of(Variant("digits", "mine", lambda images: 1 - images)).trained == ()
+    assert of(Variant("digits", "mine", lambda images: images / 2)).trained != ()
+
+
+def test_an_edited_variant_of_the_course_is_another_task():
+    noisy = TASKS["digits-noisy"]
+    louder = Task(replace(noisy.variant, transform=v2.GaussianNoise(sigma=0.9, clip=True)))
+    assert louder.name == noisy.name
+    assert louder.recipe != noisy.recipe
+
+
+def test_a_pool_of_no_task_cannot_be_compared_on(source, tmp_path):
+    pool = make_pool("mlp", tasks=[], base_steps=3, source=source, cache=Cache(tmp_path), progress=False)
+    with pytest.raises(ApgdTeachError, match="no task to compare on"):
+        compare(pool, {})

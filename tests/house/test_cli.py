@@ -142,7 +142,6 @@ def test_data_that_were_asked_for_and_did_not_come_are_a_failure(tmp_path: Path)
 
 
 def test_lab_passes_options_and_exit_codes_through() -> None:
-    assert "jupyterlab" in call("lab", "--help").stdout or call("lab", "--help").returncode == 0
     version = call("lab", "--version", "--no-browser")
     assert version.returncode == 0
     assert version.stdout[0].isdigit()
