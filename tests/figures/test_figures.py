@@ -159,7 +159,7 @@ def test_every_panel_says_what_it_shows_and_what_its_axes_count(name: str) -> No
         "norms": "‖τ‖ / ‖θ₀‖  (%)",
         "two paths": "loss (nats)",
         "spectra": "share of the largest",
-        "two planes": "distance in weight space",
+        "two planes": "distance in weight space, towards the first network",
     }
     assert units.get(name, "accuracy on test images (%)") in written
 
