@@ -6,15 +6,12 @@ import copy
 import logging
 import math
 import operator
-import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from apgd_teach.cache import FORMAT, Cache, Damaged, Entry
 from apgd_teach.data import TASKS, Source, TaskData, Variant, open_source
@@ -22,6 +19,7 @@ from apgd_teach.devices import pick_device
 from apgd_teach.errors import ApgdTeachError, CacheError
 from apgd_teach.merging import fingerprint
 from apgd_teach.models import make_encoder
+from apgd_teach.progress import bar, say, wanted
 from apgd_teach.training import (
     BASE,
     HEAD_PENALTY,
@@ -180,8 +178,7 @@ class _Trainer:
     ) -> None:
         self.network, self.seed, self.device = network, seed, device
         self.cache, self.source = cache, source
-        # tqdm's own switch silences the sentences as well: a build of the course wants neither in its pages.
-        self.progress = progress and os.environ.get("TQDM_DISABLE", "0") in ("", "0")
+        self.progress = wanted(progress)
         self.trained: list[str] = []
         self.keeps = True
         self.template = make_encoder(network, seed)
@@ -277,16 +274,14 @@ class _Trainer:
         made = []
         total = sum(job.steps for job in jobs)
         begun = time.perf_counter()
-        with tqdm(
-            total=total, unit="step", leave=False, mininterval=0.5, disable=not self.progress, file=sys.stdout
-        ) as bar:
+        with bar(total, "step", progress=self.progress) as steps:
             for number, job in enumerate(jobs, 1):
-                bar.set_description(job.title if len(jobs) == 1 else f"{job.title} ({number} of {len(jobs)})")
+                steps.set_description(job.title if len(jobs) == 1 else f"{job.title} ({number} of {len(jobs)})")
 
                 def tell(step: int, loss: float) -> None:
                     if not math.isnan(loss):
-                        bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-                    bar.update(1)
+                        steps.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                    steps.update(1)
 
                 start = time.perf_counter()
                 network = job.make(tell)
@@ -357,8 +352,7 @@ class _Trainer:
 
     def _say(self, sentence: str) -> None:
         _log.info(sentence)
-        if self.progress:
-            tqdm.write(sentence, file=sys.stdout)
+        say(sentence, self.progress)
 
 
 def _tasks(tasks: Iterable[str | Variant] | str | Variant | None) -> list[str | Variant]:
