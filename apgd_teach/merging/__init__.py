@@ -2,8 +2,10 @@
 
 from apgd_teach.merging.audit import Audit
 from apgd_teach.merging.average import Average
-from apgd_teach.merging.merge import METHODS, Merged, Method, merge
+from apgd_teach.merging.merge import Merged, merge
+from apgd_teach.merging.method import Layer, Method, Update
 from apgd_teach.merging.preflight import Finding, Preflight, preflight
+from apgd_teach.merging.registry import METHODS
 from apgd_teach.merging.statedict import StateDict, fingerprint, task_vectors
 
 __all__ = [
@@ -11,10 +13,12 @@ __all__ = [
     "Audit",
     "Average",
     "Finding",
+    "Layer",
     "Merged",
     "Method",
     "Preflight",
     "StateDict",
+    "Update",
     "fingerprint",
     "merge",
     "preflight",

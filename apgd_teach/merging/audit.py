@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from apgd_teach.merging.preflight import Finding
 from apgd_teach.tables import Table
@@ -25,6 +25,7 @@ class TensorRow:
         base_norm: ‖θ₀‖ (Frobenius).
         task_norm: mean over the tasks of ‖τᵢ‖.
         update_norm: ‖M‖, what the merge added.
+        facts: what the merge and the method know more of the layer, by name; a tuple holds a number per task.
     """
 
     name: str
@@ -34,6 +35,7 @@ class TensorRow:
     base_norm: float
     task_norm: float
     update_norm: float
+    facts: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def relative_step(self) -> float:

@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
 
-import torch
 from torch import Tensor
 
-from apgd_teach import __version__
-from apgd_teach.errors import MergeError
-from apgd_teach.guard import no_data
-from apgd_teach.merging.audit import Audit, TensorRow
-from apgd_teach.merging.average import Average
+from apgd_teach.merging.audit import Audit
+from apgd_teach.merging.checkpoint import InMemory
+from apgd_teach.merging.engine import Inputs, run
+from apgd_teach.merging.method import Method
 from apgd_teach.merging.preflight import preflight
-from apgd_teach.merging.statedict import StateDict, as_matrix, difference, fingerprint, norm
+from apgd_teach.merging.registry import pick
+from apgd_teach.merging.statedict import StateDict
 
-__all__ = ["METHODS", "Merged", "Method", "merge"]
-
-
-class Method(Protocol):
-    """What a method of merging is: a frozen dataclass of its settings that can be called on one layer."""
-
-    name: ClassVar[str]
-
-    def __call__(self, task_vectors: Tensor) -> Tensor:
-        """From τ (task, out, in) to the merged update M (out, in)."""
-        ...
-
-
-METHODS: dict[str, type[Any]] = {Average.name: Average}
-"""Methods by name. A method of your own needs no entry here: pass an instance of it to `merge`."""
+__all__ = ["Merged", "merge"]
 
 
 @dataclass(frozen=True)
@@ -49,19 +32,25 @@ class Merged:
 
 
 def merge(
-    base: StateDict, experts: Mapping[str, StateDict], method: str | Method = "average", **settings: object
+    base: StateDict,
+    experts: Mapping[str, StateDict],
+    method: str | Method = "average",
+    *,
+    policy: Mapping[str, str] | None = None,
+    **settings: object,
 ) -> Merged:
     """Merge experts into one network, from their weights alone.
 
     Weights (two axes and more) go through the method, layer by layer, as matrices (out, in). Vectors and scalars
-    (biases, norm weights) are averaged. Tensors of integers, and empty ones, are kept as the base has them. The
-    arithmetic is float32 (float64 for a float64 base), whatever the files hold. While it runs, any access to data
-    raises `DataAccessError`.
+    (biases, norm weights) are averaged. Tensors of integers, and empty ones, are kept as the base has them. Tensors
+    that share their memory in the base are merged once and stay equal. The arithmetic is float32 (float64 for a float64
+    base), whatever the files hold. While a method runs, any access to data raises `DataAccessError`.
 
     Args:
         base: θ₀, tensors by name. Never changed.
         experts: θᵢ by name; their order does not matter. Never changed.
         method: a name in `METHODS`, or an instance of a method of your own.
+        policy: patterns of tensor names that overrule the above, {"head.*": "keep"}; see `policy.decide`.
         settings: the method's settings, when it is named.
 
     Raises:
@@ -71,99 +60,10 @@ def merge(
 
     Source: method.md §1. Lesson: 02.
     """
-    chosen = _method(method, settings)
+    chosen = pick(method, settings)
     report = preflight(base, experts)
     report.raise_errors()
-    # A sum of floats depends on its order, and the caller's order must not matter: names decide.
-    names = sorted(experts)
     merged: dict[str, Tensor] = {}
-    rows = []
-    with torch.no_grad(), no_data(f"merge(…, method='{chosen.name}')"):
-        for key, tensor in base.items():
-            merged[key], row = _merge_tensor(key, tensor, [experts[name][key] for name in names], chosen)
-            rows.append(row)
-    audit = Audit(
-        method=chosen.name,
-        settings=_settings(chosen),
-        experts=tuple(names),
-        data_used="none",
-        inputs={"base": fingerprint(base), **{name: fingerprint(experts[name]) for name in names}},
-        versions={"apgd_teach": __version__, "torch": str(torch.__version__)},
-        rows=tuple(rows),
-        warnings=report.warnings,
-    )
-    return Merged(merged, audit)
-
-
-def _method(method: str | Method, settings: Mapping[str, object]) -> Method:
-    if not isinstance(method, str):
-        if settings:
-            raise MergeError(
-                f"settings ({', '.join(settings)}) were given beside an instance of {type(method).__name__}; "
-                "put them into the instance."
-            )
-        if isinstance(method, type):
-            raise MergeError(f"{method.__name__} is a class; give an instance of it, {method.__name__}(…).")
-        if not callable(method) or not isinstance(getattr(method, "name", None), str):
-            raise MergeError(
-                f"a {type(method).__name__} is no method; give a name ({', '.join(METHODS)}) or an object with a "
-                "`name` that can be called on task vectors of shape (task, out, in)."
-            )
-        return method
-    if method not in METHODS:
-        raise MergeError(f"there is no method '{method}'; use one of: {', '.join(METHODS)}.")
-    known = [field.name for field in dataclasses.fields(METHODS[method])]
-    for name in settings:
-        if name not in known:
-            raise MergeError(f"'{method}' has no setting '{name}'; it has: {', '.join(known) or 'none'}.")
-    made: Method = METHODS[method](**settings)
-    return made
-
-
-def _settings(method: Method) -> dict[str, object]:
-    if dataclasses.is_dataclass(method) and not isinstance(method, type):
-        return dataclasses.asdict(method)
-    return {}
-
-
-def _merge_tensor(key: str, base: Tensor, experts: list[Tensor], method: Method) -> tuple[Tensor, TensorRow]:
-    shape, size = tuple(base.shape), norm(base)
-    if not base.is_floating_point() or base.numel() == 0:
-        reason = "it holds no values" if base.numel() == 0 else "integers have no task vector"
-        return base.detach().clone(), TensorRow(key, "keep", reason, shape, size, 0.0, 0.0)
-    tau = torch.stack([difference(base, expert) for expert in experts])
-    if base.ndim >= 2:
-        policy, reason = "merge", "a weight"
-        update = method(torch.stack([as_matrix(one) for one in tau]))
-        expected = as_matrix(base)
-        problem = _no_update(update, expected)
-        if problem:
-            raise MergeError(
-                f"method '{method.name}' returned {problem} for tensor '{key}'; it must return a finite tensor of "
-                f"shape {tuple(expected.shape)} on {base.device}, the merged update."
-            )
-        update = update.reshape(shape)
-    else:
-        policy, reason = "average", "a vector or scalar: no output and input side to work on"
-        update = tau.mean(dim=0)
-    result = (base.detach().to(tau.dtype) + update).to(base.dtype)
-    if not bool(torch.isfinite(result).all()):
-        raise MergeError(
-            f"tensor '{key}' of the merge has values that {base.dtype} cannot hold; make the update smaller, or "
-            "convert the base and the experts to a wider dtype."
-        )
-    row = TensorRow(key, policy, reason, shape, size, sum(norm(one) for one in tau) / len(tau), norm(update))
-    return result, row
-
-
-def _no_update(update: object, expected: Tensor) -> str:
-    """What is wrong with what a method returned, or nothing."""
-    if not isinstance(update, Tensor):
-        return f"a {type(update).__name__}"
-    if update.shape != expected.shape:
-        return f"shape {tuple(update.shape)}"
-    if update.device != expected.device:
-        return f"a tensor on {update.device}"
-    if update.layout != torch.strided or update.is_complex():
-        return "a sparse or complex tensor"
-    return "" if bool(torch.isfinite(update).all()) else "NaN or infinity"
+    inputs = Inputs(InMemory(base), {name: InMemory(state) for name, state in experts.items()}, policy)
+    audit = run(inputs, chosen, merged.__setitem__, findings=lambda: report.warnings)
+    return Merged({name: merged[name] for name in base}, audit)

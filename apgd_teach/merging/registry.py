@@ -1,0 +1,46 @@
+"""Methods by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from apgd_teach.errors import MergeError
+from apgd_teach.merging.average import Average
+from apgd_teach.merging.method import Method
+
+__all__ = ["METHODS", "pick"]
+
+METHODS: dict[str, type[Any]] = {one.name: one for one in (Average,)}
+"""Methods by name. A method of your own needs no entry here: pass an instance of it to `merge`."""
+
+
+def pick(method: str | Method, settings: Mapping[str, object]) -> Method:
+    """A method by its name and settings, or the instance that was given.
+
+    Raises:
+        MergeError: there is no such method or setting, or the object is no method.
+    """
+    if not isinstance(method, str):
+        if settings:
+            raise MergeError(
+                f"settings ({', '.join(settings)}) were given beside an instance of {type(method).__name__}; "
+                "put them into the instance."
+            )
+        if isinstance(method, type):
+            raise MergeError(f"{method.__name__} is a class; give an instance of it, {method.__name__}(…).")
+        if not callable(method) or not isinstance(getattr(method, "name", None), str):
+            raise MergeError(
+                f"a {type(method).__name__} is no method; give a name ({', '.join(METHODS)}) or an object with a "
+                "`name` that can be called on task vectors of shape (task, out, in)."
+            )
+        return method
+    if method not in METHODS:
+        raise MergeError(f"there is no method '{method}'; use one of: {', '.join(METHODS)}.")
+    known = [field.name for field in dataclasses.fields(METHODS[method])]
+    for name in settings:
+        if name not in known:
+            raise MergeError(f"'{method}' has no setting '{name}'; it has: {', '.join(known) or 'none'}.")
+    made: Method = METHODS[method](**settings)
+    return made

@@ -1,0 +1,75 @@
+"""The first pass of a method that trims: which |τ| an entry needs to be among the largest of its expert."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["kept", "thresholds"]
+
+_DIGIT = 16
+"""Bits looked at in one pass. Non-negative floats sort as the integers that their bits are."""
+
+
+def kept(share: float, size: int) -> int:
+    """The rank, counted from the smallest, of the first entry that is kept: size − ⌊share · size⌋, as published.
+
+    The entry of that rank is kept too, so one more than ⌊share · size⌋ entries are.
+    """
+    return max(1, size - int(size * share))
+
+
+def thresholds(
+    layers: Iterable[str], read: Callable[[str], Tensor], share: float, n_tasks: int, tick: Callable[[], object] = int
+) -> Tensor:
+    """The |τ| at and above which an entry is kept, per task, over all layers together.
+
+    Exact, in two passes that hold one layer and two tables of 65,536 counts per task: the upper half of the bits
+    says in which interval the threshold lies, the lower half where in it.
+
+    Args:
+        layers: names.
+        read: from a name to τ, shape (task, out, in), float32 (float64 is rounded to it: the threshold is a float32).
+        share: of the entries of each task that is kept, between 0 and 1.
+        n_tasks: length of the task axis.
+        tick: called after each layer of each pass.
+
+    Returns:
+        shape (task,), float32, on the CPU.
+
+    Source: method.md §2.7. Lesson: 03.
+    """
+    names = list(layers)
+    upper = np.zeros((n_tasks, 1 << _DIGIT), dtype=np.int64)
+    size = 0
+    for name in names:
+        bits = _bits(read(name))
+        size += bits.shape[1]
+        for task in range(n_tasks):
+            upper[task] += np.bincount(bits[task] >> _DIGIT, minlength=1 << _DIGIT)
+        tick()
+    if size == 0:
+        return torch.zeros(n_tasks)
+    rank = kept(share, size)
+    below = np.cumsum(upper, axis=1)
+    interval = np.array([np.searchsorted(row, rank) for row in below])
+    left = np.array([rank - (below[task, i - 1] if i else 0) for task, i in enumerate(interval)])
+    lower = np.zeros((n_tasks, 1 << _DIGIT), dtype=np.int64)
+    for name in names:
+        bits = _bits(read(name))
+        for task in range(n_tasks):
+            inside = bits[task][bits[task] >> _DIGIT == interval[task]]
+            lower[task] += np.bincount(inside & ((1 << _DIGIT) - 1), minlength=1 << _DIGIT)
+        tick()
+    place = np.array([np.searchsorted(np.cumsum(lower[task]), left[task]) for task in range(n_tasks)])
+    found = (interval << _DIGIT | place).astype(np.int32).view(np.float32)
+    return torch.from_numpy(found.copy())
+
+
+def _bits(task_vectors: Tensor) -> np.ndarray:
+    """|τ| as integers that sort as it does, shape (task, entry)."""
+    flat = task_vectors.detach().abs().to(torch.float32).flatten(1).contiguous()
+    return flat.cpu().numpy().view(np.int32)
