@@ -7,6 +7,7 @@ from apgd_teach.merging.method import Layer, Method, Update
 from apgd_teach.merging.preflight import Finding, Preflight, preflight
 from apgd_teach.merging.registry import METHODS
 from apgd_teach.merging.statedict import StateDict, fingerprint, task_vectors
+from apgd_teach.merging.surrogate import residual, surrogate, taylor_gap, taylor_gap_with_gradient, weights
 
 __all__ = [
     "METHODS",
@@ -22,5 +23,10 @@ __all__ = [
     "fingerprint",
     "merge",
     "preflight",
+    "residual",
+    "surrogate",
     "task_vectors",
+    "taylor_gap",
+    "taylor_gap_with_gradient",
+    "weights",
 ]
