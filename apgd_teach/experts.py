@@ -30,9 +30,10 @@ from apgd_teach.training import (
     fit_head,
     recipe,
     train_base,
+    train_jointly,
 )
 
-__all__ = ["Pool", "make_pool"]
+__all__ = ["Pool", "joint_network", "make_pool"]
 
 _log = logging.getLogger(__name__)
 
@@ -129,7 +130,8 @@ def make_pool(
         progress: show bars and sentences.
 
     Raises:
-        ApgdTeachError: an unknown name, or a seed that is none. `DataError`, one of its kinds, where it is the data.
+        ApgdTeachError: an unknown name, a seed that is none, or a training that diverged (what was finished before it
+            is kept). `DataError`, one of its kinds, where it is the data.
 
     Source: method.md §4A. Lesson: 01.
     """
@@ -137,9 +139,9 @@ def make_pool(
     place = pick_device(device)
     seed = _whole(seed)
     data_source = source or open_source("bundled")
-    trainer = _Trainer(network, seed, place, cache or Cache(), data_source, progress)
+    trainer = _Trainer(network, seed, place, cache or Cache(), progress)
     data = {task.name: task for task in map(data_source.task, _tasks(tasks))}
-    base = trainer.base(replace(BASE, steps=base_steps))
+    base = trainer.base(replace(BASE, steps=base_steps), data_source)
     base_hash = fingerprint(base.tensors)
     heads = trainer.heads(base.tensors, base_hash, data)
     experts = trainer.experts(base.tensors, base_hash, heads, data, chosen)
@@ -160,6 +162,23 @@ def make_pool(
     )
 
 
+def joint_network(pool: Pool, how: Recipe, *, cache: Cache | None = None, progress: bool = True) -> Entry:
+    """One network trained on all tasks of a pool at once, from the cache where it is there, else trained now.
+
+    Args:
+        pool: the base, the heads and the data; its experts are not looked at.
+        how: the recipe; see `training.train_jointly`.
+        cache: where to keep it; the user's own cache folder by default.
+        progress: show bars and sentences.
+
+    Returns:
+        The weights and their card.
+
+    Source: method.md §6. Lesson: 07.
+    """
+    return _Trainer(pool.network, pool.seed, pool.device, cache or Cache(), progress).joint(pool, how)
+
+
 @dataclass(frozen=True)
 class _Job:
     """One network to have: from the cache, or by calling `make`."""
@@ -173,24 +192,22 @@ class _Job:
 class _Trainer:
     """Fills the gaps of a cache. One instance serves one call of `make_pool`."""
 
-    def __init__(
-        self, network: str, seed: int, device: torch.device, cache: Cache, source: Source, progress: bool
-    ) -> None:
+    def __init__(self, network: str, seed: int, device: torch.device, cache: Cache, progress: bool) -> None:
         self.network, self.seed, self.device = network, seed, device
-        self.cache, self.source = cache, source
+        self.cache = cache
         self.progress = wanted(progress)
         self.trained: list[str] = []
         self.keeps = True
         self.template = make_encoder(network, seed)
 
-    def base(self, how: Recipe) -> Entry:
+    def base(self, how: Recipe, source: Source) -> Entry:
         """The shared base."""
-        data = {"tier": self.source.tier, "sha256": self.source.sha256}
+        data = {"tier": source.tier, "sha256": source.sha256}
         job = _Job(
             "the base",
             self._ingredients("base", self.network, recipe=asdict(how), data=data),
             how.steps,
-            lambda tell: train_base(self.network, self.source, how, self.seed, self.device, tell),
+            lambda tell: train_base(self.network, source, how, self.seed, self.device, tell),
         )
         return self._have([job])[0]
 
@@ -236,6 +253,33 @@ class _Trainer:
             )
 
         return dict(zip(data, self._have([job(name, task) for name, task in data.items()]), strict=True))
+
+    def joint(self, pool: Pool, how: Recipe) -> Entry:
+        """One network for all tasks of a pool, whatever their order."""
+        names = sorted(pool.tasks)
+        tasks = {name: pool.tasks[name] for name in names}
+        job = _Job(
+            "the joint network",
+            self._ingredients(
+                "joint",
+                self.network,
+                base=fingerprint(pool.base),
+                heads={name: fingerprint(pool.heads[name]) for name in names},
+                data={name: _described(task) for name, task in tasks.items()},
+                recipe=asdict(how),
+            ),
+            how.steps,
+            lambda tell: train_jointly(
+                self._encoder(pool.base),
+                {name: pool.head(name) for name in names},
+                tasks,
+                how,
+                self.seed,
+                self.device,
+                tell,
+            ),
+        )
+        return self._have([job])[0]
 
     def _ingredients(self, kind: str, name: str, **more: object) -> dict[str, object]:
         return {
@@ -343,9 +387,11 @@ class _Trainer:
         images = torch.zeros(128, 1, 28, 28, device=self.device)
         best = math.inf
         for _ in range(3):
+            _wait(self.device)
             start = time.perf_counter()
             with torch.enable_grad():
                 encoder(images).square().mean().backward()
+            _wait(self.device)
             best = min(best, time.perf_counter() - start)
         # The optimiser, the batch and, for the base, the distortions are not in it; a head is one long step.
         return best * (20 if job.ingredients["kind"] == "head" else 1.3)
@@ -353,6 +399,14 @@ class _Trainer:
     def _say(self, sentence: str) -> None:
         _log.info(sentence)
         say(sentence, self.progress)
+
+
+def _wait(device: torch.device) -> None:
+    """Until an accelerator has done what it was told: without this a clock reads how long the telling took."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def _tasks(tasks: Iterable[str | Variant] | str | Variant | None) -> list[str | Variant]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -28,6 +28,7 @@ __all__ = [
     "fit_head",
     "recipe",
     "train_base",
+    "train_jointly",
 ]
 
 Tell = Callable[[int, float], None]
@@ -146,6 +147,9 @@ def train_base(network: str, source: Source, how: Recipe, seed: int, device: tor
         device: where to compute. Random numbers are always drawn on the CPU, so that every device sees the same.
         tell: told of every step.
 
+    Raises:
+        ApgdTeachError: the training diverged (as for every training here: no network of NaN is handed on).
+
     Source: method.md §4A. Lesson: 01.
     """
     families = [source.task(f"{family}-upright") for family in FAMILIES]
@@ -160,7 +164,7 @@ def train_base(network: str, source: Source, how: Recipe, seed: int, device: tor
             picked = torch.randint(len(images), (how.batch_size,)).to(device)
             return F.cross_entropy(head(encoder(_distorted(images[picked]))), labels[picked])
 
-        _descend([*encoder.parameters(), *head.parameters()], loss, how, tell)
+        _descend("the base", [*encoder.parameters(), *head.parameters()], loss, how, tell)
     right = total = 0
     for i, family in enumerate(families):
         with torch.no_grad():
@@ -191,7 +195,13 @@ def fit_head(encoder: nn.Module, task: TaskData, device: torch.device, tell: Tel
         loss.backward()
         return loss
 
-    tell(0, float(optimizer.step(closure).detach()))
+    first = float(optimizer.step(closure).detach()) if _finite([features]) else math.nan
+    if not _finite([features, *head.parameters()]):
+        raise ApgdTeachError(
+            f"the head of {task.title} cannot be fitted: the features of the base are out of range; train the base "
+            "with a lower lr."
+        )
+    tell(0, first)
     return Trained(head.state_dict(), _accuracy(encoder, head, task, device))
 
 
@@ -210,12 +220,63 @@ def fine_tune(
             picked = torch.randint(len(images), (how.batch_size,)).to(device)
             return F.cross_entropy(head(encoder(images[picked])), labels[picked])
 
-        _descend(list(encoder.parameters()), loss, how, tell)
+        _descend(f"the expert of {task.title}", list(encoder.parameters()), loss, how, tell)
     return Trained(encoder.state_dict(), _accuracy(encoder, head, task, device))
 
 
-def _descend(parameters: list[nn.Parameter], loss: Callable[[], Tensor], how: Recipe, tell: Tell) -> None:
-    """Follow a recipe: `loss` draws a batch and returns its loss."""
+def train_jointly(
+    encoder: nn.Module,
+    heads: Mapping[str, nn.Linear],
+    tasks: Mapping[str, TaskData],
+    how: Recipe,
+    seed: int,
+    device: torch.device,
+    tell: Tell,
+) -> Trained:
+    """One network for all tasks: `encoder`, which holds the base and is changed, trained under their frozen heads.
+
+    Every batch holds equally many images of each task. With a single task this is `fine_tune`, to the bit.
+
+    Args:
+        encoder: holds θ₀.
+        heads, tasks: by the same names.
+        how: the recipe; its steps are all steps, its batch is divided among the tasks.
+        seed: of the order of the data.
+        device: where to compute.
+        tell: told of every step.
+
+    Returns:
+        The weights, and the mean of the tasks' validation accuracies.
+
+    Source: method.md §6. Lesson: 07.
+    """
+    sets = {name: (task.train.images.to(device), task.train.labels.to(device)) for name, task in tasks.items()}
+    share = max(1, how.batch_size // len(tasks))
+    for head in heads.values():
+        head.requires_grad_(False)
+    with _seeded(seed):
+
+        def loss() -> Tensor:
+            picked = {name: torch.randint(len(labels), (share,)).to(device) for name, (_, labels) in sets.items()}
+            features = encoder(torch.cat([sets[name][0][some] for name, some in picked.items()])).split(share)
+            losses = [
+                F.cross_entropy(heads[name](part), sets[name][1][some])
+                for part, (name, some) in zip(features, picked.items(), strict=True)
+            ]
+            return torch.stack(losses).mean()
+
+        _descend("the joint network", list(encoder.parameters()), loss, how, tell)
+    accuracies = [_accuracy(encoder, heads[name], task, device) for name, task in tasks.items()]
+    return Trained(encoder.state_dict(), sum(accuracies) / len(accuracies))
+
+
+def _descend(what: str, parameters: list[nn.Parameter], loss: Callable[[], Tensor], how: Recipe, tell: Tell) -> None:
+    """Follow a recipe: `loss` draws a batch and returns its loss; `what` is being trained, for the sentence.
+
+    Raises:
+        ApgdTeachError: loss or weights are not finite. A loss that is not makes every weight and every later loss so:
+            it is enough to look where it is read anyway, and at the weights in the end.
+    """
     optimizer: torch.optim.Optimizer
     if how.optimizer == "sgd":
         optimizer = torch.optim.SGD(parameters, how.lr, momentum=how.momentum, weight_decay=how.weight_decay)
@@ -230,7 +291,24 @@ def _descend(parameters: list[nn.Parameter], loss: Callable[[], Tensor], how: Re
             nn.utils.clip_grad_norm_(parameters, how.clip)
             optimizer.step()
             # Reading the loss waits for a GPU: now and then is enough for a reader.
-            tell(step, float(value.detach()) if step % 10 == 0 or step == how.steps - 1 else math.nan)
+            reading = step % 10 == 0 or step == how.steps - 1
+            said = float(value.detach()) if reading else math.nan
+            if reading and not math.isfinite(said):
+                raise _diverged(what, f"its loss is {said:.3g}", step, how)
+            tell(step, said)
+    if not _finite(parameters):
+        raise _diverged(what, "its weights are not finite", how.steps - 1, how)
+
+
+def _diverged(what: str, symptom: str, step: int, how: Recipe) -> ApgdTeachError:
+    return ApgdTeachError(
+        f"{what} diverged: {symptom} at step {step + 1} of {how.steps}; train it with a lower lr or a smaller clip "
+        f"({how.optimizer}, lr {how.lr:g}, clip {how.clip:g})."
+    )
+
+
+def _finite(parameters: Iterable[Tensor]) -> bool:
+    return all(bool(parameter.isfinite().all()) for parameter in parameters)
 
 
 def _distorted(images: Tensor) -> Tensor:

@@ -480,6 +480,28 @@ def test_the_accuracy_on_the_card_is_that_of_a_fresh_evaluation(filled: Filled, 
     assert right > 30  # chance is 10
 
 
+# A training that diverges
+
+
+def test_an_expert_that_diverges_is_not_kept_and_what_was_made_before_it_is(make: Make, tmp_path: Path) -> None:
+    with pytest.raises(ApgdTeachError, match="the expert of digits, upright diverged: its loss is"):
+        make(tmp_path, regime=Recipe("sgd", 1e30, 5))
+    assert {name.split("-")[0] for name in names(tmp_path)} == {"base", "head"}
+    assert {Path(name).suffix for name in names(tmp_path)} == {".json", ".safetensors"}
+    assert make(tmp_path).trained == EXPERTS
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+def test_the_clock_of_a_step_waits_for_the_gpu(tmp_path: Path) -> None:
+    trainer = experts._Trainer("mlp", 0, torch.device("cuda"), Cache(tmp_path), False)
+    job = experts._Job("the base", {"kind": "base"}, 1, lambda tell: pytest.fail("nothing is trained here"))
+    wide = torch.ones(8192, 8192, device="cuda")
+    for _ in range(100):  # seconds of work, queued in no time
+        wide = wide @ wide
+    trainer._step_seconds(job)
+    assert torch.cuda.current_stream().query()
+
+
 # The pool
 
 

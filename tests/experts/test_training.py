@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from apgd_teach.data import Source
 from apgd_teach.errors import ApgdTeachError
 from apgd_teach.merging import fingerprint
 from apgd_teach.models import FEATURES, make_encoder
-from apgd_teach.training import BASE, REGIMES, Recipe, fine_tune, fit_head, recipe, train_base
+from apgd_teach.training import BASE, REGIMES, Recipe, fine_tune, fit_head, recipe, train_base, train_jointly
 
 CPU = torch.device("cpu")
 SGD = Recipe("sgd", 0.03, 5)
@@ -204,3 +205,81 @@ def test_a_base_learns_to_tell_both_families_apart(source: Source) -> None:
 def test_another_seed_is_another_order_of_the_data(source: Source) -> None:
     marks = [fingerprint(trained(source, SGD, seed=seed)) for seed in (3, 3, 4)]
     assert marks[0] == marks[1] != marks[2]
+
+
+def fitted(source: Source, task: str, encoder: nn.Module) -> nn.Linear:
+    head = nn.Linear(FEATURES["mlp"], 10)
+    head.load_state_dict(fit_head(encoder, source.task(task), CPU, nobody).state)
+    return head
+
+
+def test_training_one_task_jointly_is_fine_tuning_on_it(source: Source) -> None:
+    encoder, name = make_encoder("mlp", 0), "digits-upright"
+    heads, tasks = {name: fitted(source, name, encoder)}, {name: source.task(name)}
+    joint = train_jointly(encoder, heads, tasks, SGD, 0, CPU, nobody)
+    assert fingerprint(joint.state) == fingerprint(trained(source, SGD))
+
+
+def test_a_joint_step_follows_the_mean_of_the_tasks_gradients(source: Source) -> None:
+    names, how = ("digits-upright", "fashion-flipped"), Recipe("sgd", 0.1, 1, batch_size=5, momentum=0.0, clip=1e9)
+    encoder = make_encoder("mlp", 0)
+    heads, tasks = {n: fitted(source, n, encoder) for n in names}, {n: source.task(n) for n in names}
+    start = make_encoder("mlp", 0)
+    torch.manual_seed(3)
+    losses = []
+    for name in names:
+        picked = torch.randint(len(tasks[name].train), (2,))  # half of five
+        logits = heads[name](start(tasks[name].train.images[picked]))
+        losses.append(nn.functional.cross_entropy(logits, tasks[name].train.labels[picked]))
+    (0.5 * losses[0] + 0.5 * losses[1]).backward()
+    joint = train_jointly(encoder, heads, tasks, how, 3, CPU, nobody).state
+    for name, parameter in start.named_parameters():
+        torch.testing.assert_close(joint[name], parameter.detach() - 0.1 * parameter.grad)
+
+
+# What diverges
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_an_expert_that_diverges_gets_its_sentence_when_its_loss_is_next_read(source: Source, optimizer: str) -> None:
+    told: list[int] = []
+    encoder = make_encoder("mlp", 0)
+    head = fitted(source, "digits-upright", encoder)
+    how = Recipe(optimizer, 1e30, 25)
+    with pytest.raises(ApgdTeachError) as caught:
+        fine_tune(encoder, head, source.task("digits-upright"), how, 0, CPU, lambda step, loss: told.append(step))
+    assert re.fullmatch(
+        r"the expert of digits, upright diverged: its loss is (nan|inf) at step 11 of 25; train it with a lower lr or "
+        rf"a smaller clip \({optimizer}, lr 1e\+30, clip 3\)\.",
+        str(caught.value),
+    )
+    assert told == list(range(10))
+
+
+def test_a_last_step_that_ends_in_infinity_gets_its_sentence_though_every_loss_was_finite(source: Source) -> None:
+    losses: list[float] = []
+    encoder = make_encoder("mlp", 0)
+    head = fitted(source, "digits-upright", encoder)
+    # In its one step a weight decay of this size takes every weight out of the range of float32.
+    how = Recipe("sgd", 3e38, 1, weight_decay=1e3, clip=1e9)
+    with pytest.raises(ApgdTeachError, match="its weights are not finite at step 1 of 1; train it with a lower lr"):
+        fine_tune(encoder, head, source.task("digits-upright"), how, 0, CPU, lambda step, loss: losses.append(loss))
+    assert len(losses) == 1
+    assert math.isfinite(losses[0])
+
+
+def test_a_base_that_diverges_gets_its_sentence(source: Source) -> None:
+    with pytest.raises(ApgdTeachError, match=r"the base diverged: its loss is nan at step 11 of 11; .* \(adamw, lr"):
+        train_base("mlp", source, replace(BASE, lr=1e30, steps=11), 0, CPU, nobody)
+
+
+def test_a_head_on_features_out_of_range_gets_its_sentence(source: Source) -> None:
+    encoder = make_encoder("mlp", 0)
+    with torch.no_grad():
+        encoder.layer3.bias.fill_(math.inf)
+    with pytest.raises(ApgdTeachError) as caught:
+        fit_head(encoder, source.task("digits-upright"), CPU, nobody)
+    assert str(caught.value) == (
+        "the head of digits, upright cannot be fitted: the features of the base are out of range; train the base with "
+        "a lower lr."
+    )
