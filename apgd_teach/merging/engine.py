@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
@@ -18,10 +18,10 @@ from apgd_teach.merging.checkpoint import Checkpoint
 from apgd_teach.merging.method import Layer, Method, Update, call
 from apgd_teach.merging.policy import Decision, decide
 from apgd_teach.merging.preflight import Finding
-from apgd_teach.merging.statedict import as_matrix, difference, norm
+from apgd_teach.merging.statedict import norm, wide
 from apgd_teach.merging.threshold import thresholds
 
-__all__ = ["Inputs", "run"]
+__all__ = ["Inputs", "passes", "run"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Inputs:
         device: where to compute; None: where the tensors are.
         dtype: of the result's floating-point tensors; None: each as the base has it.
         look: called with a tensor's name, the base's tensor and the experts' (in the order of their sorted names)
-            before it is merged; raises what must stop the merge.
+            before it is merged; raises what must stop the merge. Half precision arrives as float32, which holds the
+            same values. Called from several threads at once where there are several workers.
     """
 
     base: Checkpoint
@@ -51,17 +52,36 @@ class Inputs:
 
     def task_vectors(self, key: str) -> Tensor:
         """τ of one tensor as matrices, shape (task, out, in)."""
-        base = self._place(self.base.read(key))
-        return torch.stack(
-            [as_matrix(difference(base, self._place(self.experts[name].read(key)))) for name in self.names]
-        )
+        base, experts = self.weights(key)
+        tau = experts.sub_(base)
+        return tau.flatten(2) if tau.ndim > 2 else tau
 
-    def tensors(self, key: str) -> tuple[Tensor, list[Tensor]]:
-        """The base's tensor and the experts', where the computation is done."""
+    def weights(self, key: str) -> tuple[Tensor, Tensor]:
+        """θ₀ and the θᵢ of a floating-point tensor, where and in the precision in which the computation is done.
+
+        The experts are new memory, shape (task, …), in which a caller may subtract; with the base they are all that is
+        held of a layer, since one file's tensor is converted and forgotten before the next is read.
+        """
+        base = self._place(self.base.read(key))
+        base = base.to(torch.float64 if base.dtype == torch.float64 else torch.float32)
+        experts = torch.empty((len(self.names), *base.shape), dtype=base.dtype, device=base.device)
+        for place, name in zip(experts, self.names, strict=True):
+            place.copy_(self.experts[name].read(key))
+        return base, experts
+
+    def integers(self, key: str) -> tuple[Tensor, list[Tensor]]:
+        """A tensor that is not computed with, as the base and the experts have it."""
         return self._place(self.base.read(key)), [self._place(self.experts[name].read(key)) for name in self.names]
 
     def _place(self, tensor: Tensor) -> Tensor:
         return tensor if self.device is None else tensor.to(self.device)
+
+
+def passes(inputs: Inputs, method: Method) -> int:
+    """How many ticks `run` will make: one per tensor and pass, and one per input that is hashed at the end."""
+    decisions = decide(inputs.base.specs, inputs.policy, getattr(method, "others", "average"))
+    layers = sum(one.action == "merge" for one in decisions.values())
+    return len(decisions) + (2 * layers if _trims(method) else 0) + 1 + len(inputs.experts)
 
 
 def run(
@@ -95,7 +115,8 @@ def run(
     rows: dict[str, TensorRow] = {}
 
     def one(key: str) -> tuple[Tensor, TensorRow]:
-        with torch.no_grad():
+        # Tensors made in inference mode do not count how often they were written to.
+        with torch.inference_mode(False), torch.no_grad():
             return _merge_tensor(key, inputs, method, decisions[key], at)
 
     followers: dict[str, list[str]] = {}
@@ -114,12 +135,16 @@ def run(
             finish(key, *one(key))
     else:
         _in_threads(work, one, finish, workers)
+    digests: dict[str, str] = {}
+    for name, source in (("base", inputs.base), *((name, inputs.experts[name]) for name in inputs.names)):
+        digests[name] = source.digest()
+        tick()
     return Audit(
         method=method.name,
         settings=_settings(method),
         experts=inputs.names,
         data_used="none",
-        inputs={"base": inputs.base.digest(), **{name: inputs.experts[name].digest() for name in inputs.names}},
+        inputs=digests,
         versions={"apgd_teach": __version__, "torch": str(torch.__version__)},
         rows=tuple(rows[name] for name in decisions),
         warnings=findings(),
@@ -142,8 +167,10 @@ def _in_threads(
                     key = left.pop()
                     running[threads.submit(one, key)] = key
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
+                while done:  # a future that is kept keeps its tensor
+                    future = done.pop()
                     finish(running.pop(future), *future.result())
+                    del future
         finally:
             for future in running:
                 future.cancel()
@@ -151,10 +178,15 @@ def _in_threads(
 
 def _first_pass(inputs: Inputs, method: Method, layers: list[str], tick: Callable[[], object]) -> Tensor | None:
     share = getattr(method, "trim", None)
-    if share is None or share >= 1:
+    if share is None or not _trims(method):
         return None
     with torch.no_grad():
         return thresholds(layers, inputs.task_vectors, share, len(inputs.names), tick)
+
+
+def _trims(method: Method) -> bool:
+    share = getattr(method, "trim", None)
+    return share is not None and share < 1
 
 
 def _settings(method: Method) -> dict[str, object]:
@@ -166,51 +198,86 @@ def _settings(method: Method) -> dict[str, object]:
 def _merge_tensor(
     key: str, inputs: Inputs, method: Method, decision: Decision, at: Tensor | None
 ) -> tuple[Tensor, TensorRow]:
-    base, experts = inputs.tensors(key)
+    spec = inputs.base.specs[key]
+    if not spec.dtype.is_floating_point:
+        base, others = inputs.integers(key)
+        if inputs.look is not None:
+            inputs.look(key, base, others)
+        return base.clone(), TensorRow(key, "keep", decision.reason, spec.shape, norm(base), 0.0, 0.0)
+    base, experts = inputs.weights(key)
     if inputs.look is not None:
-        inputs.look(key, base, experts)
-    shape, size = tuple(base.shape), norm(base)
-    if decision.action == "keep":
-        kept = (
-            base.clone() if inputs.dtype is None or not base.is_floating_point() else base.to(inputs.dtype, copy=True)
-        )
-        tasks = [norm(difference(base, one)) for one in experts] if base.is_floating_point() else [0.0]
-        return kept, TensorRow(key, "keep", decision.reason, shape, size, sum(tasks) / len(tasks), 0.0)
-    tau = torch.stack([difference(base, expert) for expert in experts])
+        inputs.look(key, base, list(experts))
+    kind, size = inputs.dtype or spec.dtype, norm(base)
+    tau = experts.sub_(base)
     norms = [norm(one) for one in tau]
+    mean = sum(norms) / len(norms)
+    if decision.action == "keep":
+        del tau, experts
+        kept = _fits(key, base.to(kind, copy=True), kind)
+        return kept, TensorRow(key, "keep", decision.reason, spec.shape, size, mean, 0.0)
     facts: Mapping[str, object] = {}
     if decision.action == "merge":
-        matrices = tau.flatten(2) if base.ndim > 2 else tau
-        facts = _facts(matrices, norms)
-        layer = Layer(key, inputs.names, None if at is None else at.to(tau.device))
-        with no_data(f"merge(…, method='{method.name}')"):
-            given = call(method, matrices.clone(), layer)
-        update = given.matrix if isinstance(given, Update) else given
-        problem = _no_update(update, as_matrix(base))
-        if problem:
-            raise MergeError(
-                f"method '{method.name}' returned {problem} for tensor '{key}'; it must return a finite tensor of "
-                f"shape {tuple(as_matrix(base).shape)} on {base.device}, the merged update."
-            )
-        facts = {**facts, **_left(matrices, update, norms), **(given.facts if isinstance(given, Update) else {})}
-        update = update.reshape(shape)
+        update, facts = _ask(key, method, inputs, tau, norms, at)
     else:
         update = tau.mean(dim=0)
-    kind = inputs.dtype or base.dtype
-    result = (base.to(tau.dtype) + update).to(kind)
-    if not bool(torch.isfinite(result).all()):
+    moved = norm(update)
+    del tau, experts  # the largest thing in memory, and not needed any more
+    result = _fits(key, (base + update.reshape(base.shape)).to(kind), kind)
+    return result, TensorRow(key, decision.action, decision.reason, spec.shape, size, mean, moved, facts)
+
+
+def _fits(key: str, result: Tensor, kind: torch.dtype) -> Tensor:
+    if not _finite(result):
         raise MergeError(
             f"tensor '{key}' of the merge has values that {kind} cannot hold; make the update smaller, or "
             "convert the base and the experts to a wider dtype."
         )
-    mean = sum(norms) / len(norms)
-    return result, TensorRow(key, decision.action, decision.reason, shape, size, mean, norm(update), facts)
+    return result
+
+
+def _ask(
+    key: str, method: Method, inputs: Inputs, tau: Tensor, norms: list[float], at: Tensor | None
+) -> tuple[Tensor, Mapping[str, object]]:
+    """The method's update of one layer, shape (out, in), and what is known of it."""
+    matrices = tau.flatten(2) if tau.ndim > 3 else tau
+    facts = _facts(matrices, norms)
+    layer = Layer(key, inputs.names, None if at is None else at.to(tau.device))
+    version = matrices._version
+    with no_data(f"merge(…, method='{method.name}')"):
+        given = call(method, matrices, layer)
+    update = given.matrix if isinstance(given, Update) else given
+    problem = _no_update(update, matrices[0])
+    if problem:
+        raise MergeError(
+            f"method '{method.name}' returned {problem} for tensor '{key}'; it must return a finite tensor of "
+            f"shape {tuple(matrices[0].shape)} on {tau.device}, the merged update."
+        )
+    if matrices._version != version:
+        # The method wrote into its argument, and may have returned a part of it: what is compared is read again.
+        update, matrices = update.clone(), inputs.task_vectors(key)
+    return update, {**facts, "gap_left": _left(matrices, update, norms), **_said(given)}
+
+
+def _said(given: object) -> Mapping[str, object]:
+    return given.facts if isinstance(given, Update) else {}
+
+
+_PART = 1 << 20
+"""How many numbers are converted to float64 at once: a whole layer of them would be two more layers in memory."""
+
+
+def _parts(*matrices: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same stretch of several matrices (row, entry), a stretch at a time."""
+    step = max(1, _PART // sum(one.shape[0] for one in matrices))
+    for start in range(0, matrices[0].shape[1], step):
+        yield tuple(wide(one[:, start : start + step]) for one in matrices)
 
 
 def _facts(tau: Tensor, norms: list[float]) -> dict[str, object]:
     """What is known of a layer's task vectors before any method is asked: lengths, and how far they agree."""
-    flat = tau.flatten(1)
-    inner = flat @ flat.T
+    inner = torch.zeros(len(norms), len(norms), dtype=torch.float64)
+    for (part,) in _parts(tau.flatten(1)):
+        inner += (part @ part.T).to(inner)
     cosines = [
         float(inner[i, j]) / (norms[i] * norms[j]) if norms[i] and norms[j] else 0.0
         for i in range(len(norms))
@@ -219,23 +286,28 @@ def _facts(tau: Tensor, norms: list[float]) -> dict[str, object]:
     facts: dict[str, object] = {"task_norms": tuple(norms)}
     if cosines:
         facts.update(mean_cosine=sum(cosines) / len(cosines), least_cosine=min(cosines))
-    return facts
+    return {**facts, "gap_left_average": _shares(inner.mean(dim=1), norms)}
 
 
-def _left(tau: Tensor, update: Tensor, norms: list[float]) -> dict[str, object]:
-    """The first-order estimate of each task's gap, as a share of the base's own, for the average and for this merge.
+def _left(tau: Tensor, update: Tensor, norms: list[float]) -> tuple[float, ...]:
+    """The first-order estimate of each task's gap, as a share of the base's own."""
+    inner = torch.zeros(len(norms), dtype=torch.float64)
+    for part, moved in _parts(tau.flatten(1), update.reshape(1, -1)):
+        inner += (part @ moved[0]).to(inner)
+    return _shares(inner, norms)
 
-    −⟨τⱼ, M − τⱼ⟩ / ‖τⱼ‖²: 1 at the base (M = 0), 0 at the expert, negative beyond it; 0 where τⱼ is zero.
+
+def _shares(inner: Tensor, norms: list[float]) -> tuple[float, ...]:
+    """−⟨τⱼ, M − τⱼ⟩ / ‖τⱼ‖² from ⟨τⱼ, M⟩.
+
+    1 at the base (M = 0), 0 at the expert, negative beyond it; 0 where τⱼ is zero.
     """
-    mean = tau.mean(dim=0)
-    update = update.to(tau.dtype)
+    return tuple(1 - float(one) / size**2 if size else 0.0 for one, size in zip(inner, norms, strict=True))
 
-    def left(matrix: Tensor) -> tuple[float, ...]:
-        return tuple(
-            1 - float((one * matrix).sum()) / size**2 if size else 0.0 for one, size in zip(tau, norms, strict=True)
-        )
 
-    return {"gap_left_average": left(mean), "gap_left": left(update)}
+def _finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite. `isfinite` would make several copies of the tensor."""
+    return all(bool(torch.isfinite(part).all()) for part in tensor.reshape(-1).split(_PART))
 
 
 def _no_update(update: object, expected: Tensor) -> str:
@@ -248,4 +320,4 @@ def _no_update(update: object, expected: Tensor) -> str:
         return f"a tensor on {update.device}"
     if update.layout != torch.strided or update.is_complex():
         return "a sparse or complex tensor"
-    return "" if bool(torch.isfinite(update).all()) else "NaN or infinity"
+    return "" if _finite(update) else "NaN or infinity"

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["StateDict", "as_matrix", "difference", "fingerprint", "norm", "relative_norm", "task_vectors"]
+__all__ = ["StateDict", "as_matrix", "difference", "fingerprint", "norm", "relative_norm", "task_vectors", "wide"]
 
 StateDict: TypeAlias = Mapping[str, Tensor]
 
@@ -50,9 +50,14 @@ def as_matrix(tensor: Tensor) -> Tensor:
 
 
 def norm(tensor: Tensor) -> float:
-    """‖tensor‖ (Frobenius), added up in float64 where the device has it: Apple's MPS has not."""
-    wide = torch.float32 if tensor.device.type == "mps" else torch.float64
-    return float(torch.linalg.vector_norm(tensor.detach().to(wide)))
+    """‖tensor‖ (Frobenius), added up in float64 where the device has it, a part of the tensor at a time."""
+    parts = tensor.detach().reshape(-1).split(1 << 20)
+    return math.hypot(*(float(torch.linalg.vector_norm(wide(part))) for part in parts))
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """A tensor in float64, or in float32 on Apple's MPS, which has no wider floats."""
+    return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
 
 
 def relative_norm(base: StateDict, expert: StateDict) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -46,10 +46,9 @@ def thresholds(
     upper = np.zeros((n_tasks, 1 << _DIGIT), dtype=np.int64)
     size = 0
     for name in names:
-        bits = _bits(read(name))
-        size += bits.shape[1]
-        for task in range(n_tasks):
-            upper[task] += np.bincount(bits[task] >> _DIGIT, minlength=1 << _DIGIT)
+        for task, bits in enumerate(_bits(read(name))):
+            size += bits.size if task == 0 else 0
+            upper[task] += np.bincount(bits >> _DIGIT, minlength=1 << _DIGIT)
         tick()
     if size == 0:
         return torch.zeros(n_tasks)
@@ -59,9 +58,8 @@ def thresholds(
     left = np.array([rank - (below[task, i - 1] if i else 0) for task, i in enumerate(interval)])
     lower = np.zeros((n_tasks, 1 << _DIGIT), dtype=np.int64)
     for name in names:
-        bits = _bits(read(name))
-        for task in range(n_tasks):
-            inside = bits[task][bits[task] >> _DIGIT == interval[task]]
+        for task, bits in enumerate(_bits(read(name))):
+            inside = bits[bits >> _DIGIT == interval[task]]
             lower[task] += np.bincount(inside & ((1 << _DIGIT) - 1), minlength=1 << _DIGIT)
         tick()
     place = np.array([np.searchsorted(np.cumsum(lower[task]), left[task]) for task in range(n_tasks)])
@@ -69,7 +67,7 @@ def thresholds(
     return torch.from_numpy(found.copy())
 
 
-def _bits(task_vectors: Tensor) -> np.ndarray:
-    """|τ| as integers that sort as it does, shape (task, entry)."""
-    flat = task_vectors.detach().abs().to(torch.float32).flatten(1).contiguous()
-    return flat.cpu().numpy().view(np.int32)
+def _bits(task_vectors: Tensor) -> Iterator[np.ndarray]:
+    """|τ| as integers that sort as it does, task by task: a copy of them all would double what is in memory."""
+    for one in task_vectors.detach():
+        yield one.abs().to(torch.float32).flatten().cpu().numpy().view(np.int32)
