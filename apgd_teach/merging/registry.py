@@ -8,11 +8,16 @@ from typing import Any
 
 from apgd_teach.errors import MergeError
 from apgd_teach.merging.average import Average
+from apgd_teach.merging.dare import Dare
+from apgd_teach.merging.iso_c import IsoC
 from apgd_teach.merging.method import Method
+from apgd_teach.merging.task_arithmetic import TaskArithmetic
+from apgd_teach.merging.ties import Ties
+from apgd_teach.merging.tsv_m import TsvM
 
 __all__ = ["METHODS", "pick"]
 
-METHODS: dict[str, type[Any]] = {one.name: one for one in (Average,)}
+METHODS: dict[str, type[Any]] = {one.name: one for one in (Average, TaskArithmetic, Ties, Dare, TsvM, IsoC)}
 """Methods by name. A method of your own needs no entry here: pass an instance of it to `merge`."""
 
 

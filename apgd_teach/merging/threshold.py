@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["kept", "thresholds"]
+__all__ = ["kept", "mask", "thresholds"]
 
 _DIGIT = 16
 """Bits looked at in one pass. Non-negative floats sort as the integers that their bits are."""
@@ -20,6 +20,27 @@ def kept(share: float, size: int) -> int:
     The entry of that rank is kept too, so one more than ⌊share · size⌋ entries are.
     """
     return max(1, size - int(size * share))
+
+
+def mask(task_vectors: Tensor, share: float, at: Tensor | None = None) -> Tensor:
+    """Which entries are kept: those whose |τ|, rounded to float32 as the threshold is, is at or above it.
+
+    Args:
+        task_vectors: τ, shape (task, out, in).
+        share: of the entries of each task that is kept, 0 < share ≤ 1.
+        at: the thresholds found over all layers, shape (task,); without them the same rule is applied to this layer.
+
+    Returns:
+        shape (task, out, in), True where an entry is kept.
+
+    Source: method.md §2.7. Lesson: 03.
+    """
+    found = torch.empty(task_vectors.shape, dtype=torch.bool, device=task_vectors.device)
+    for task, tau in enumerate(task_vectors):
+        sizes = tau.abs().to(torch.float32)
+        least = sizes.flatten().kthvalue(kept(share, sizes.numel())).values if at is None else at[task]
+        found[task] = sizes >= least
+    return found
 
 
 def thresholds(
