@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -58,7 +59,8 @@ class Dare:
         """
         total = torch.zeros_like(task_vectors[0])
         shares = []
-        for expert, tau in zip(layer.experts or range(len(task_vectors)), task_vectors, strict=True):
+        names: Sequence[str | int] = layer.experts or range(len(task_vectors))
+        for expert, tau in zip(names, task_vectors, strict=True):
             kept = self._kept(layer.name, expert, tau.shape)
             shares.append(float(kept.double().mean()))
             total += tau * kept.to(tau.device)

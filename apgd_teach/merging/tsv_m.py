@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from apgd_teach.merging.method import Update
+from apgd_teach.merging.method import Fact, Update
 from apgd_teach.merging.polar import directions, polar
 from apgd_teach.merging.settings import number
 
@@ -31,7 +31,7 @@ class TsvM:
     * With more tasks than r, each brings one triple and the r largest of them stay: there is no room for more
       orthogonal directions.
     * Directions that tasks share exactly stay shared: twins count once, and nothing is invented to tell them apart.
-      Those nearly shared are pulled apart all the way, by the smallest of differences: so the method is defined.
+      Those that are nearly shared are pulled apart all the way, along what little they differ by: that is the method.
 
     One expert with λ = 1 comes back.
 
@@ -62,8 +62,8 @@ class TsvM:
         """
         moved = [place for place, tau in enumerate(task_vectors) if bool(tau.any())]
         if not moved:
-            facts = {"rank": (0,) * len(task_vectors), "overlap_out": 0.0, "overlap_in": 0.0}
-            return Update(torch.zeros_like(task_vectors[0]), facts)
+            nothing: dict[str, Fact] = {"rank": (0,) * len(task_vectors), "overlap_out": 0.0, "overlap_in": 0.0}
+            return Update(torch.zeros_like(task_vectors[0]), nothing)
         most = min(task_vectors.shape[1:])
         room = max(1, most // len(moved))
         # Cut as soon as they are found: all vectors of all tasks would take twice the memory of the task vectors.
@@ -75,7 +75,7 @@ class TsvM:
         inward, in_lengths = polar(right[first])
         matrix = self.coefficient * (outward.mT * values[first]) @ inward
         mine = [owner[column] for column in first.tolist()]
-        facts = {
+        facts: dict[str, Fact] = {
             "rank": tuple(mine.count(place) for place in range(len(task_vectors))),
             "overlap_out": float(out_lengths[0]) ** 2,
             "overlap_in": float(in_lengths[0]) ** 2,
