@@ -61,7 +61,7 @@ def merge(
     Source: method.md §1. Lesson: 02.
     """
     chosen = pick(method, settings)
-    report = preflight(base, experts)
+    report = preflight(base, experts, policy, getattr(chosen, "others", "average"))
     report.raise_errors()
     merged: dict[str, Tensor] = {}
     inputs = Inputs(InMemory(base), {name: InMemory(state) for name, state in experts.items()}, policy)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
 import math
+import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,11 +13,24 @@ from hypothesis import strategies as st
 from torch import nn
 
 from apgd_teach.errors import MergeError
-from apgd_teach.merging import merge, preflight
+from apgd_teach.merging import Finding, merge, preflight
+from apgd_teach.merging.checkpoint import InMemory, Spec
+from apgd_teach.merging.preflight import Values, preflight_headers
 
 
 def sentences(base, experts) -> list[str]:
     return [f"{finding.level}: {finding}" for finding in preflight(base, experts).findings]
+
+
+def moved(base, scale: float):
+    """An expert that is `scale` away from every entry of the base, on average."""
+    draws = torch.Generator().manual_seed(1)
+    steps = {key: torch.randn(one.shape, generator=draws) for key, one in base.items()}
+    return {key: one + scale * steps[key] if one.is_floating_point() else one for key, one in base.items()}
+
+
+def headers(base, experts):
+    return InMemory(base).specs, {name: InMemory(state).specs for name, state in experts.items()}
 
 
 def test_state_dicts_that_fit_have_no_findings(base, experts) -> None:
@@ -58,10 +74,40 @@ def test_another_shape_is_named_with_both(base, experts) -> None:
     )
 
 
-def test_another_dtype_is_named_with_both(base, experts) -> None:
+def test_another_precision_is_a_warning_that_says_how_large_its_rounding_is(base, experts) -> None:
     experts["cy"]["gain"] = experts["cy"]["gain"].half()
-    (said,) = sentences(base, experts)
-    assert said.startswith("error: expert 'cy', tensor 'gain' is torch.float16 and the base is torch.float32; convert")
+    assert sentences(base, experts) == [
+        "warning: expert 'cy', tensor 'gain' is torch.float16 and the base is torch.float32; τ is then off by the "
+        "rounding to torch.float16, up to 0.049 % of every weight; take both in the precision of the training, if you "
+        "can"
+    ]
+
+
+def test_another_precision_in_every_tensor_is_one_warning_and_merges_onto_the_base_s(base, experts, cast) -> None:
+    experts["cy"] = cast(experts["cy"], torch.bfloat16)
+    (said,) = [str(finding) for finding in preflight_headers(*headers(base, experts)).findings]
+    assert said.startswith("expert 'cy', tensor 'conv.weight' (and 4 more) is torch.bfloat16 and the base is torch.fl")
+    assert "up to 0.39 % of every weight" in said
+    merged = merge(base, {"cy": experts["cy"]}).state_dict["linear.weight"]
+    assert merged.dtype == torch.float32
+    torch.testing.assert_close(merged, experts["cy"]["linear.weight"].float(), rtol=0, atol=1e-6)
+
+
+def test_the_coarser_of_two_precisions_is_the_one_whose_rounding_counts(base, experts, cast) -> None:
+    experts["cy"] = cast(experts["cy"], torch.float64)
+    (said,) = sentences(cast(base, torch.float16), {"cy": experts["cy"]})
+    assert "is torch.float64 and the base is torch.float16; τ is then off by the rounding to torch.float16" in said
+
+
+def test_floats_against_integers_are_an_error_and_integers_of_two_sizes_are_none(base, experts) -> None:
+    experts["ben"]["linear.weight"] = torch.ones(3, 36, dtype=torch.int8)
+    experts["ben"]["norm.num_batches_tracked"] = torch.tensor(7, dtype=torch.int32)
+    assert sentences(base, experts) == [
+        "error: expert 'ben', tensor 'linear.weight' is torch.int8 and the base is torch.float32; floats and integers "
+        "cannot be subtracted; find out which of the two was converted",
+        "warning: expert 'ben', tensor 'norm.num_batches_tracked' is torch.int32 and the base is torch.int64; integers "
+        "are not merged: the base's are kept",
+    ]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -244,8 +290,9 @@ def test_empty_tensors_are_no_finding_of_their_own(base, experts, shape) -> None
     for state in (base, *experts.values()):
         state["empty"] = torch.zeros(shape)
     assert sentences(base, experts) == []
-    (said,) = sentences({"e": torch.zeros(shape)}, {"a": {"e": torch.zeros(shape)}})
-    assert said.startswith("warning: expert 'a' is the base itself")
+    one, other = sentences({"e": torch.zeros(shape)}, {"a": {"e": torch.zeros(shape)}})
+    assert one.startswith("warning: expert 'a' is the base itself")
+    assert other == "warning: the policy leaves no tensor to the method; every one is averaged or kept"
 
 
 values = st.one_of(
@@ -282,13 +329,249 @@ def test_whatever_goes_in_a_report_comes_out(base, experts) -> None:
         assert merge(base, experts).state_dict.keys() == base.keys()
 
 
+# The first stage: headers alone
+
+
+def test_headers_find_what_is_wrong_with_names_and_shapes_in_the_words_of_the_whole_check(base, experts) -> None:
+    experts["ada"]["head.weight"] = torch.zeros(10, 3)
+    del experts["ada"]["gain"]
+    experts["ben"]["conv.bias"] = torch.zeros(9)
+    report = preflight_headers(*headers(base, experts))
+    assert len(report.errors) == 3
+    assert report.findings == preflight(base, experts).findings
+
+
+def test_headers_suffice_where_no_value_can_be_read(base, experts) -> None:
+    away = {name: {key: one.to("meta") for key, one in state.items()} for name, state in experts.items()}
+    away["cy"]["linear.weight"] = torch.empty(3, 35, device="meta")
+    (finding,) = preflight_headers(*headers(base, away)).findings
+    assert str(finding).startswith("expert 'cy', tensor 'linear.weight' has shape (3, 35) and the base has (3, 36)")
+
+
+@pytest.mark.parametrize(("dtype", "said"), [(torch.complex64, "is nested, complex"), (torch.float8_e5m2, "is torch.")])
+def test_headers_know_dtypes_that_cannot_be_merged(dtype: torch.dtype, said: str) -> None:
+    good, bad = {"w": Spec((2, 2), torch.float32)}, {"w": Spec((2, 2), dtype)}
+    (finding,) = preflight_headers(good, {"a": bad}).findings
+    assert str(finding).startswith(f"expert 'a', tensor 'w' {said}")
+
+
+def blocks(count: int, width: int = 4, prefix: str = "") -> dict[str, Spec]:
+    """A network of linear layers with biases."""
+    specs = {}
+    for number in range(count):
+        specs[f"{prefix}blocks.{number}.weight"] = Spec((width, width), torch.float32)
+        specs[f"{prefix}blocks.{number}.bias"] = Spec((width,), torch.float32)
+    return specs
+
+
+def test_another_network_is_one_finding_and_not_one_per_tensor() -> None:
+    other = {f"layer{number}.kernel": Spec((4, 4), torch.float32) for number in range(300)}
+    (finding,) = preflight_headers(blocks(150), {"a": other}).findings
+    assert str(finding) == (
+        "expert 'a' fits the base in 0 of 300 tensors by name and shape (has no 'blocks.0.weight'); it is another "
+        "network, and only networks of one architecture can be merged"
+    )
+
+
+def test_a_wider_network_of_the_same_names_is_one_finding() -> None:
+    (finding,) = preflight_headers(blocks(12), {"a": blocks(24, width=8)}).findings
+    assert finding.what == "fits the base in 0 of 24 tensors by name and shape (has another shape in 'blocks.0.weight')"
+
+
+def test_a_prefix_before_every_name_is_found_on_either_side() -> None:
+    plain, wrapped = blocks(6), blocks(6, prefix="module.")
+    (finding,) = preflight_headers(plain, {"a": wrapped}).findings
+    assert finding.remedy == "its names begin with 'module.', which the base's do not: take it away"
+    (finding,) = preflight_headers(wrapped, {"a": plain}).findings
+    assert finding.remedy == "the base's names begin with 'module.', which its own do not: take it away"
+
+
+def test_a_few_tensors_that_do_not_fit_are_named_one_by_one_and_many_are_counted() -> None:
+    few, many = blocks(20), blocks(20)
+    del few["blocks.3.bias"], few["blocks.4.bias"]
+    for number in range(10):
+        del many[f"blocks.{number}.bias"]
+    extra = {**blocks(20), **blocks(5, prefix="head.")}
+    found = preflight_headers(blocks(20), {"few": few, "many": many, "extra": extra}).findings
+    assert [f"{finding.where} {finding.what}" for finding in found] == [
+        "expert 'extra' has tensors 'head.blocks.0.weight', 'head.blocks.0.bias', 'head.blocks.1.weight' and 7 more "
+        "that the base has not",
+        "expert 'few' has no tensor 'blocks.3.bias', which the base has",
+        "expert 'few' has no tensor 'blocks.4.bias', which the base has",
+        "expert 'many' has no tensors 'blocks.0.bias', 'blocks.1.bias', 'blocks.2.bias' and 7 more, which the base has",
+    ]
+
+
+def test_a_buffer_of_integers_that_only_an_expert_has_is_left_out(base, experts) -> None:
+    experts["ada"]["position_ids"] = torch.arange(5)
+    assert sentences(base, experts) == [
+        "warning: expert 'ada', tensor 'position_ids' is a tensor of integers that the base has not; it is left out: "
+        "integers are not merged"
+    ]
+    assert "position_ids" not in merge(base, experts).state_dict
+
+
+def test_the_policy_is_part_of_the_check(base, experts) -> None:
+    (finding,) = preflight_headers(*headers(base, experts), policy={"head.*": "keep"}).errors
+    assert str(finding).startswith("the policy's pattern 'head.*' matches no tensor; the nearest names are '")
+    (finding,) = preflight(base, experts, {"*": "average"}).findings
+    assert str(finding) == "the policy leaves no tensor to the method; every one is averaged or kept"
+    (finding,) = preflight(base, experts, others="merge").findings
+    assert str(finding) == "the method has others = 'merge'; use 'average' or 'keep'"
+
+
+# Embeddings, which look like linear layers
+
+
+def language_model(vocabulary: int = 2000, width: int = 64, depth: int = 6) -> dict[str, Spec]:
+    """Headers of a small decoder: gated MLPs without biases, a table at the entrance."""
+    shapes = {"embed.weight": (vocabulary, width)}
+    for number in range(depth):
+        shapes[f"blocks.{number}.up"] = (24 * width, width)
+        shapes[f"blocks.{number}.qkv.weight"] = (3 * width, width)
+    return {name: Spec(shape, torch.float32) for name, shape in shapes.items()}
+
+
+def test_a_tall_table_is_named_with_the_pattern_that_averages_it() -> None:
+    specs = language_model()
+    (finding,) = preflight_headers(specs, {"a": specs}).findings
+    assert (finding.level, finding.where) == ("warning", "base, tensor 'embed.weight'")
+    assert "may be an embedding (2000 rows of 64, no bias, not repeated)" in finding.what
+    assert "{'embed.weight': 'average'}" in finding.remedy
+
+
+@pytest.mark.parametrize("action", ["average", "merge", "keep"])
+def test_a_table_that_the_policy_names_is_not_suspected(action: str) -> None:
+    specs = language_model()
+    assert preflight_headers(specs, {"a": specs}, policy={"embed.*": action}).findings == ()
+
+
+def test_a_tall_layer_with_a_bias_is_no_table() -> None:
+    specs = {"l.weight": Spec((2000, 64), torch.float32), "l.bias": Spec((2000,), torch.float32)}
+    assert preflight_headers(specs, {"a": specs}).findings == ()
+
+
+def test_a_table_and_its_tied_output_layer_are_one_warning() -> None:
+    specs = {**language_model(), "head.weight": Spec((2000, 64), torch.float32)}
+    tied = preflight_headers(specs, {"a": specs}, ties=[("embed.weight", "head.weight")])
+    assert [finding.where for finding in tied.findings] == ["base, tensor 'embed.weight'"]
+
+
+# The second stage: values, one tensor at a time
+
+
+def look(values: Values, base, experts, keys=None) -> Values:
+    for key in keys or base:
+        values.look(key, base[key], [experts[name][key] for name in sorted(experts)])
+    return values
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_values_are_judged_the_same_in_any_order_and_from_several_threads(base, experts, backwards: bool) -> None:
+    experts["cy"] = {key: tensor.clone() for key, tensor in experts["ben"].items()}
+    experts["ada"] = dict(base)
+    names = sorted(experts)
+    expected = preflight(base, experts).findings
+    assert len(expected) == 2
+    assert look(Values(names), base, experts, sorted(base, reverse=backwards)).findings() == expected
+    values = Values(names)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda key: look(values, base, experts, [key]), base))
+    assert values.findings() == expected
+
+
+def test_norms_are_added_up_over_all_tensors_and_parts_of_tensors(base) -> None:
+    # More entries than are looked at in one part; the distance is 1.1 of the norm only when every part counts.
+    draws = torch.Generator().manual_seed(0)
+    big = {**base, "big": torch.randn(700, 700, generator=draws)}
+    floats = [key for key, one in big.items() if one.is_floating_point()]
+    far = {key: big[key] * 2.1 if key in floats else big[key] for key in big}
+    assert [str(one)[:57] for one in look(Values(["a"]), big, {"a": far}).findings()] == [
+        "expert 'a' is 1.10 times the base's own norm away from it"
+    ]
+    last = {key: one.clone() for key, one in big.items()}
+    last["big"][-1, -1] += 1  # in the last part alone: neither the base itself nor its twin's twin
+    assert look(Values(["a", "b"]), big, {"a": last, "b": far}).findings()[0].where == "expert 'b'"
+
+
+@pytest.mark.parametrize("who", ["base", "ben"])
+def test_a_strict_look_raises_at_the_tensor_and_a_lenient_one_waits(base, experts, who: str) -> None:
+    state = base if who == "base" else experts[who]
+    state["linear.bias"][1] = math.nan
+    name = "base" if who == "base" else "expert 'ben'"
+    strict = look(Values(sorted(experts), strict=True), base, experts, ["conv.weight"])
+    with pytest.raises(MergeError, match=rf"^{name}, tensor 'linear\.bias' holds NaN or infinity; take an earlier"):
+        look(strict, base, experts, ["linear.bias"])
+    assert [one.where for one in look(Values(sorted(experts)), base, experts).findings()] == [
+        f"{name}, tensor 'linear.bias'"
+    ]
+
+
+def test_numbers_whose_squares_are_too_large_for_float32_are_numbers() -> None:
+    base = {"w": torch.full((2, 2), 1e30)}
+    assert look(Values(["a"]), base, {"a": {"w": torch.full((2, 2), 1.01e30)}}).findings() == ()
+    assert "is 2.00 times" in str(look(Values(["a"]), base, {"a": {"w": torch.full((2, 2), -1e30)}}).findings()[0])
+
+
+def test_experts_that_point_apart_are_a_warning_and_those_at_a_right_angle_are_none() -> None:
+    base = {"w": torch.full((2, 2), 10.0), "b": torch.zeros(2)}
+    step = {"w": torch.tensor([[1.0, 2.0], [0.0, 0.0]]), "b": torch.ones(2)}
+    turned = {"w": torch.tensor([[2.0, -1.0], [0.0, 0.0]]), "b": torch.zeros(2)}
+    ways = {"a": (1, step), "b": (-2, step), "c": (1, turned)}
+    experts = {name: {key: base[key] + sign * way[key] for key in base} for name, (sign, way) in ways.items()}
+    assert sentences(base, experts) == [
+        "warning: expert 'b' points away from expert 'a' (cosine −1.00); the two cancel each other in every sum; see "
+        "whether one was subtracted on purpose"
+    ]
+    # Opposite in one tensor, alike in the other: it is the whole that counts.
+    mixed = {"w": base["w"] - step["w"], "b": base["b"] + step["b"]}
+    assert sentences(base, {"a": experts["a"], "d": mixed}) == []
+
+
+def test_a_task_vector_as_small_as_the_rounding_of_its_files_is_a_warning(base, cast) -> None:
+    def near(scale: float, dtype: torch.dtype) -> list[str]:
+        return sentences(cast(base, dtype), {"a": cast(moved(base, scale), dtype)})
+
+    (said,) = near(0.005, torch.bfloat16)
+    share = int(re.search(r"may be up to (\d+) % of its τ", said)[1])
+    # ‖τ‖ is about 0.005 of the base, and half a unit in the last of eight bits is 0.0039.
+    assert 65 <= share <= 90
+    assert near(0.05, torch.bfloat16) == []
+    assert near(0.005, torch.float16) == []
+    assert near(0.005, torch.float32) == []
+
+
+def test_the_precision_of_the_files_counts_where_values_arrive_widened(base, cast) -> None:
+    halves = cast(base, torch.bfloat16), cast(moved(base, 0.005), torch.bfloat16)
+    wide = [cast(one, torch.float32) for one in halves]
+    files = {"base": InMemory(halves[0]).specs, "a": InMemory(halves[1]).specs}
+    told = look(Values(["a"], headers=files), wide[0], {"a": wide[1]}).findings()
+    assert told == look(Values(["a"]), halves[0], {"a": halves[1]}).findings()
+    assert len(told) == 1
+    assert look(Values(["a"]), wide[0], {"a": wide[1]}).findings() == ()
+
+
+def test_a_tensor_that_is_tied_in_the_base_and_two_in_an_expert_is_an_error(base, experts) -> None:
+    for state in (base, *experts.values()):
+        state["tied.weight"] = state["linear.weight"]
+    experts["ada"]["tied.weight"] = experts["ada"]["linear.weight"].clone()  # two, but equal
+    assert sentences(base, experts) == []
+    experts["ben"]["tied.weight"] = experts["ben"]["linear.weight"] + 0.01
+    assert sentences(base, experts) == [
+        "error: expert 'ben', tensor 'tied.weight' differs from its 'linear.weight', and the base has the two tied; "
+        "tie them in the expert, or give the base a copy for each name"
+    ]
+    base["tied.weight"] = base["linear.weight"].clone()
+    assert sentences(base, experts) == []
+
+
 # The report
 
 
 def test_everything_wrong_is_in_one_report(base, experts) -> None:
     experts["ada"]["head.weight"] = torch.zeros(10, 3)
     experts["ben"]["conv.bias"] = torch.zeros(9)
-    experts["ben"]["gain"] = experts["ben"]["gain"].double()
+    experts["ben"]["gain"] = torch.tensor(1)
     experts["cy"]["linear.weight"] = np.ones((3, 36))
     experts["cy"]["linear.bias"] = None
     del experts["cy"]["conv.bias"]
@@ -329,6 +612,16 @@ def test_the_table_has_a_row_a_finding(base, experts) -> None:
     assert table.column("where") == ["expert 'ada'"]
     assert table.column("level") == ["warning"]
     assert len(preflight(base, {"b": experts["ben"]}).table().rows) == 0
+
+
+def test_the_report_is_json_with_its_verdict(base, experts) -> None:
+    experts["cy"]["gain"] = torch.tensor(math.nan)
+    experts["ada"] = dict(base)
+    report = preflight(base, experts)
+    read = json.loads(report.to_json())
+    assert read["verdict"] == report.verdict
+    assert [Finding(**one) for one in read["findings"]] == list(report.findings)
+    assert json.loads(preflight(base, {"ben": experts["ben"]}).to_json())["findings"] == []
 
 
 def test_looking_changes_nothing(base, experts) -> None:
