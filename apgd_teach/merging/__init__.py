@@ -2,26 +2,43 @@
 
 from apgd_teach.merging.audit import Audit
 from apgd_teach.merging.average import Average
+from apgd_teach.merging.checkpoint import open_checkpoint
+from apgd_teach.merging.dare import Dare
+from apgd_teach.merging.iso_c import IsoC
+from apgd_teach.merging.laboratory import Laboratory, make_laboratory
 from apgd_teach.merging.merge import Merged, merge
 from apgd_teach.merging.method import Layer, Method, Update
 from apgd_teach.merging.preflight import Finding, Preflight, preflight
 from apgd_teach.merging.registry import METHODS
 from apgd_teach.merging.statedict import StateDict, fingerprint, task_vectors
+from apgd_teach.merging.stream import merge_files
 from apgd_teach.merging.surrogate import residual, surrogate, taylor_gap, taylor_gap_with_gradient, weights
+from apgd_teach.merging.task_arithmetic import TaskArithmetic
+from apgd_teach.merging.ties import Ties
+from apgd_teach.merging.tsv_m import TsvM
 
 __all__ = [
     "METHODS",
     "Audit",
     "Average",
+    "Dare",
     "Finding",
+    "IsoC",
+    "Laboratory",
     "Layer",
     "Merged",
     "Method",
     "Preflight",
     "StateDict",
+    "TaskArithmetic",
+    "Ties",
+    "TsvM",
     "Update",
     "fingerprint",
+    "make_laboratory",
     "merge",
+    "merge_files",
+    "open_checkpoint",
     "preflight",
     "residual",
     "surrogate",

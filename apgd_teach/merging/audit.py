@@ -58,6 +58,7 @@ class Audit:
         versions: of the package and of PyTorch.
         rows: one per tensor.
         warnings: what the pre-flight check found and did not stop for.
+        files: names of the base's and of each expert's files, by name; none for state dicts in memory.
 
     Lesson: 02, 09.
     """
@@ -70,6 +71,7 @@ class Audit:
     versions: dict[str, str]
     rows: tuple[TensorRow, ...]
     warnings: tuple[Finding, ...] = ()
+    files: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def table(self) -> Table:
         """One row per tensor, norms and the relative step in per cent."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
@@ -34,8 +34,8 @@ class Inputs:
         device: where to compute; None: where the tensors are.
         dtype: of the result's floating-point tensors; None: each as the base has it.
         look: called with a tensor's name, the base's tensor and the experts' (in the order of their sorted names)
-            before it is merged; raises what must stop the merge. Half precision arrives as float32, which holds the
-            same values. Called from several threads at once where there are several workers.
+            before it is merged; raises what must stop the merge. Called from several threads at once where there
+            are several workers.
     """
 
     base: Checkpoint
@@ -52,25 +52,12 @@ class Inputs:
 
     def task_vectors(self, key: str) -> Tensor:
         """τ of one tensor as matrices, shape (task, out, in)."""
-        base, experts = self.weights(key)
-        tau = experts.sub_(base)
+        base = self._place(self.base.read(key))
+        tau = _subtract(base, (self._place(self.experts[name].read(key)) for name in self.names), len(self.names))
         return tau.flatten(2) if tau.ndim > 2 else tau
 
-    def weights(self, key: str) -> tuple[Tensor, Tensor]:
-        """θ₀ and the θᵢ of a floating-point tensor, where and in the precision in which the computation is done.
-
-        The experts are new memory, shape (task, …), in which a caller may subtract; with the base they are all that is
-        held of a layer, since one file's tensor is converted and forgotten before the next is read.
-        """
-        base = self._place(self.base.read(key))
-        base = base.to(torch.float64 if base.dtype == torch.float64 else torch.float32)
-        experts = torch.empty((len(self.names), *base.shape), dtype=base.dtype, device=base.device)
-        for place, name in zip(experts, self.names, strict=True):
-            place.copy_(self.experts[name].read(key))
-        return base, experts
-
-    def integers(self, key: str) -> tuple[Tensor, list[Tensor]]:
-        """A tensor that is not computed with, as the base and the experts have it."""
+    def tensors(self, key: str) -> tuple[Tensor, list[Tensor]]:
+        """The base's tensor and the experts', where the computation is done."""
         return self._place(self.base.read(key)), [self._place(self.experts[name].read(key)) for name in self.names]
 
     def _place(self, tensor: Tensor) -> Tensor:
@@ -79,7 +66,7 @@ class Inputs:
 
 def passes(inputs: Inputs, method: Method) -> int:
     """How many ticks `run` will make: one per tensor and pass, and one per input that is hashed at the end."""
-    decisions = decide(inputs.base.specs, inputs.policy, getattr(method, "others", "average"))
+    decisions = decide(inputs.base.specs, inputs.policy, getattr(method, "others", "average"), inputs.base.ties)
     layers = sum(one.action == "merge" for one in decisions.values())
     return len(decisions) + (2 * layers if _trims(method) else 0) + 1 + len(inputs.experts)
 
@@ -108,7 +95,7 @@ def run(
 
     Source: method.md §1.
     """
-    decisions = decide(inputs.base.specs, inputs.policy, getattr(method, "others", "average"))
+    decisions = decide(inputs.base.specs, inputs.policy, getattr(method, "others", "average"), inputs.base.ties)
     tied = {name: group[0] for group in inputs.base.ties for name in group[1:]}
     work = [name for name in decisions if name not in tied]
     at = _first_pass(inputs, method, [name for name in work if decisions[name].action == "merge"], tick)
@@ -198,32 +185,39 @@ def _settings(method: Method) -> dict[str, object]:
 def _merge_tensor(
     key: str, inputs: Inputs, method: Method, decision: Decision, at: Tensor | None
 ) -> tuple[Tensor, TensorRow]:
-    spec = inputs.base.specs[key]
-    if not spec.dtype.is_floating_point:
-        base, others = inputs.integers(key)
-        if inputs.look is not None:
-            inputs.look(key, base, others)
-        return base.clone(), TensorRow(key, "keep", decision.reason, spec.shape, norm(base), 0.0, 0.0)
-    base, experts = inputs.weights(key)
+    base, experts = inputs.tensors(key)
     if inputs.look is not None:
-        inputs.look(key, base, list(experts))
-    kind, size = inputs.dtype or spec.dtype, norm(base)
-    tau = experts.sub_(base)
+        inputs.look(key, base, experts)
+    shape, size = tuple(base.shape), norm(base)
+    if not base.is_floating_point():
+        return base.clone(), TensorRow(key, "keep", decision.reason, shape, size, 0.0, 0.0)
+    kind = inputs.dtype or base.dtype
+    experts.reverse()
+    tau = _subtract(base, (experts.pop() for _ in inputs.names), len(inputs.names))
     norms = [norm(one) for one in tau]
     mean = sum(norms) / len(norms)
     if decision.action == "keep":
-        del tau, experts
+        del tau
         kept = _fits(key, base.to(kind, copy=True), kind)
-        return kept, TensorRow(key, "keep", decision.reason, spec.shape, size, mean, 0.0)
+        return kept, TensorRow(key, "keep", decision.reason, shape, size, mean, 0.0)
     facts: Mapping[str, object] = {}
     if decision.action == "merge":
         update, facts = _ask(key, method, inputs, tau, norms, at)
     else:
         update = tau.mean(dim=0)
-    moved = norm(update)
-    del tau, experts  # the largest thing in memory, and not needed any more
-    result = _fits(key, (base + update.reshape(base.shape)).to(kind), kind)
-    return result, TensorRow(key, decision.action, decision.reason, spec.shape, size, mean, moved, facts)
+    moved, base = norm(update), base.to(tau.dtype)
+    del tau  # the largest thing in memory, and not needed any more
+    result = _fits(key, (base + update.reshape(shape)).to(kind), kind)
+    return result, TensorRow(key, decision.action, decision.reason, shape, size, mean, moved, facts)
+
+
+def _subtract(base: Tensor, experts: Iterable[Tensor], n_tasks: int) -> Tensor:
+    """τ, shape (task, …), with each expert forgotten once it is subtracted from: what is held is τ and one tensor."""
+    base = base.to(torch.float64 if base.dtype == torch.float64 else torch.float32)
+    tau = torch.empty((n_tasks, *base.shape), dtype=base.dtype, device=base.device)
+    for place, expert in zip(tau, experts, strict=True):
+        place.copy_(expert).sub_(base)
+    return tau
 
 
 def _fits(key: str, result: Tensor, kind: torch.dtype) -> Tensor:
