@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from apgd_teach.errors import MergeError
 from apgd_teach.merging import residual, surrogate, taylor_gap, taylor_gap_with_gradient, weights
@@ -122,6 +125,40 @@ def test_the_surrogate_of_an_expert_at_itself_is_zero_and_never_negative(
     for j, expert in enumerate(tau):
         assert surrogate(tau, expert, granularity)[j] == 0
         assert (surrogate(tau, expert + 1e-6, granularity) >= 0).all()
+
+
+def test_a_full_surrogate_that_rounding_takes_below_zero_is_zero() -> None:
+    # Inputs of the tasks in subspaces of their own, in float32 and turned: the sum of the task vectors suits them all.
+    for seed in range(10):
+        draws, _ = layer(2, 40, 20, seed)
+        turn = torch.linalg.qr(draws[1, :20]).Q
+        tau = torch.stack([draws[0, :, :10] @ turn[:10], draws[1, :, 10:] @ turn[10:]]).float()
+        values = surrogate(tau, tau.sum(dim=0), "full")
+        assert (values >= 0).all()
+        assert (values <= 1e-7 * tau.square().sum() ** 2).all()
+
+
+class Largest(TorchDispatchMode):
+    """Notes the size of the largest tensor that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.size = max(self.size, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("shape", [(3, 4, 90), (3, 90, 4)])
+def test_nothing_larger_than_the_layer_is_held(shape: tuple[int, int, int], granularity: str) -> None:
+    tau, update = layer(*shape)
+    with Largest() as largest:
+        surrogate(tau, update, granularity)
+    assert largest.size == update.numel()
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
