@@ -183,7 +183,7 @@ def test_by_hand_it_decides_no_more_than_rounding(method, order) -> None:
 
 
 @pytest.mark.parametrize("method", [one() for one in PEERS], ids=lambda one: one.name)
-@pytest.mark.parametrize("shape", [(3, 8, 10), (3, 10, 8), (4, 3, 5)])
+@pytest.mark.parametrize("shape", [(3, 9, 12), (3, 12, 9), (4, 3, 5)])
 @pytest.mark.parametrize("place", [0, 1, -1])
 def test_a_task_that_did_not_move_changes_nothing(method, shape, place: int) -> None:
     tau, names = draw(*shape), [*"abcd"][: shape[0]]
@@ -346,6 +346,7 @@ def test_the_audit_says_what_was_kept_and_who_won() -> None:
     facts = Ties(trim=1)(tau).facts
     assert facts["kept"] == (0.75, 0.75)
     assert facts["elected"] == pytest.approx((1.0, 2 / 3))
+    assert Ties(trim=1)(column(1.0, -1.0)).facts["elected"] == (0.0, 0.0)  # nobody won
     assert Ties(trim=0.25)(tau).facts["kept"] == (0.5, 0.5)  # one more than the share, as published
 
 

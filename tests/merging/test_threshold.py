@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -39,6 +39,7 @@ def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
 # The threshold
 
 
+@settings(deadline=None)
 @given(
     rows=st.integers(1, 30).flatmap(lambda size: st.lists(st.lists(numbers, min_size=size, max_size=size), min_size=1)),
     share=st.floats(0.001, 1),
