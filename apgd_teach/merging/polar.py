@@ -21,8 +21,14 @@ def directions(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         matrix: shape (out, in).
 
     Returns:
-        U (out, k), s (k,) in descending order, Vᵀ (k, in); k = 0 for a matrix of zeros.
+        U (out, k), s (k,) in descending order, Vᵀ (k, in); k = 0 for a matrix of zeros. A matrix with NaN or infinity
+        in it, or with a singular value that its dtype cannot hold, gives NaN with k = 1, as arithmetic would.
     """
+    # An upper bound of the largest singular value; written so that NaN does not pass.
+    if not float(matrix.abs().amax()) * math.sqrt(matrix.numel()) <= torch.finfo(matrix.dtype).max:
+        out, columns = matrix.shape
+        left, values, right = (matrix.new_full(shape, math.nan) for shape in ((out, 1), (1,), (1, columns)))
+        return left, values, right
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     noise = 2 * math.sqrt(max(matrix.shape)) * torch.finfo(matrix.dtype).eps
     rank = int((values > noise * values[:1]).sum())

@@ -251,6 +251,16 @@ def test_what_a_method_is_given_it_leaves_as_it_was(method) -> None:
     assert torch.equal(tau, before[0])
 
 
+@pytest.mark.parametrize("name", [one.name for one in PEERS])
+@pytest.mark.parametrize("lengths", [(-3e38, 3e38), (-1e38, -2e38)])
+def test_task_vectors_that_overflow_get_the_sentence_of_every_method(name: str, lengths) -> None:
+    # Of each, τ is infinite for one expert, or finite and too long for a singular value of it to be.
+    base = {"w": torch.full((3, 4), 1e38 if lengths[1] < 0 else 3e38)}
+    experts = {key: {"w": torch.full((3, 4), length)} for key, length in zip("ab", lengths, strict=True)}
+    with pytest.raises(MergeError, match=f"method '{name}' returned NaN or infinity for tensor 'w'"):
+        merge(base, experts, name, coefficient=1)
+
+
 @pytest.mark.parametrize("one", PEERS, ids=lambda one: one.name)
 def test_every_fact_of_the_audit_is_explained_where_the_method_is(base, experts, one) -> None:
     rows = {row.name: row for row in merge(base, experts, one.name).audit.rows}
