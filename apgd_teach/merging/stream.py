@@ -159,7 +159,7 @@ def _target(out: object, inputs: tuple[InFiles, ...]) -> _Target:
         raise MergeError(f"out is a {type(out).__name__}; give the path of a .safetensors file or of a folder.")
     with _sentences(Path(out)):
         # A link is followed, so that what it points to is replaced and not the link.
-        path = Path(out).resolve()
+        path = Path(os.path.realpath(out))
         is_file = path.suffix == ".safetensors"
         if not is_file and path.suffix in (".bin", ".ckpt", ".json", ".pt", ".pth"):
             raise MergeError(f"out: '{out}' ends in {path.suffix}; give a name ending in .safetensors, or a folder.")
@@ -312,6 +312,8 @@ def _sentences(path: Path) -> Iterator[None]:
     """What the system says of the output, as a sentence."""
     try:
         yield
+    except ValueError:  # a zero byte in the name
+        raise MergeError(f"out: {str(path)!r} is no path; give another name.") from None
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
         advice = (

@@ -67,7 +67,7 @@ def thresholds(
     upper = np.zeros((n_tasks, 1 << _DIGIT), dtype=np.int64)
     size = 0
     for name in names:
-        for task, bits in enumerate(_bits(read(name))):
+        for task, bits in _bits(read(name)):
             size += bits.size if task == 0 else 0
             upper[task] += np.bincount(bits >> _DIGIT, minlength=1 << _DIGIT)
         tick()
@@ -79,7 +79,7 @@ def thresholds(
     left = np.array([rank - (below[task, i - 1] if i else 0) for task, i in enumerate(interval)])
     lower = np.zeros((n_tasks, 1 << _DIGIT), dtype=np.int64)
     for name in names:
-        for task, bits in enumerate(_bits(read(name))):
+        for task, bits in _bits(read(name)):
             inside = bits[bits >> _DIGIT == interval[task]]
             lower[task] += np.bincount(inside & ((1 << _DIGIT) - 1), minlength=1 << _DIGIT)
         tick()
@@ -88,7 +88,8 @@ def thresholds(
     return torch.from_numpy(found.copy())
 
 
-def _bits(task_vectors: Tensor) -> Iterator[np.ndarray]:
-    """|τ| as integers that sort as it does, task by task: a copy of them all would double what is in memory."""
-    for one in task_vectors.detach():
-        yield one.abs().to(torch.float32).flatten().cpu().numpy().view(np.int32)
+def _bits(task_vectors: Tensor) -> Iterator[tuple[int, np.ndarray]]:
+    """The task, and some of its |τ| as integers that sort as they do: copies of all would double what is in memory."""
+    for task, tau in enumerate(task_vectors.detach()):
+        for part in tau.flatten().split(1 << 20):
+            yield task, part.abs().to(torch.float32).cpu().numpy().view(np.int32)
