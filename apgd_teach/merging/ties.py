@@ -60,7 +60,8 @@ class Ties:
         elected = _sum(task_vectors, kept).sign()
         # Task by task: a product of all at once would double the memory that the task vectors take.
         agreeing = torch.stack([one & (tau * elected > 0) for tau, one in zip(task_vectors, kept, strict=True)])
-        mean = _sum(task_vectors, agreeing) / agreeing.sum(dim=0).clamp_min(1)
+        voters = _sum(torch.ones_like(elected).expand_as(task_vectors), agreeing)
+        mean = _sum(task_vectors, agreeing) / voters.clamp_min(1)
         counts = [(int(one.sum()), int(won.sum())) for one, won in zip(kept, agreeing, strict=True)]
         facts = {
             "kept": tuple(count / mean.numel() for count, _ in counts),
