@@ -27,6 +27,8 @@ _hooked = False
 
 # What the interpreter itself opens while it runs code: modules imported late, and the kernel's own views.
 _CODE = (".py", ".pyc", ".pyd", ".so", ".dylib", ".dll", ".pyi", ".pth")
+# What an import asks of other packages: PyTorch's optimisers do so the first time one is made.
+_METADATA = f".dist-info{os.sep}"
 _SYSTEM = ("/proc/", "/sys/", "/dev/")
 _CONNECTIONS = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.sendmsg")
 _PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile")
@@ -70,7 +72,7 @@ def _audit(event: str, args: tuple[object, ...]) -> None:
         path, mode, flags = args
         text = path.decode(errors="replace") if isinstance(path, bytes) else str(path)
         # An archive is code where Python imports from it.
-        code = text.endswith(_CODE) or text.startswith(_SYSTEM) or text in sys.path
+        code = text.endswith(_CODE) or text.startswith(_SYSTEM) or text in sys.path or _METADATA in text
         if not (isinstance(path, int) or code or not _reads(mode, flags)):
             refuse_data(f"the file '{text}'")
     elif event in _CONNECTIONS:

@@ -1,5 +1,6 @@
 """Merging: state dicts in, a state dict and an audit out. Nothing here imports data, training or the course."""
 
+from apgd_teach.merging.apgd import Apgd, Solution
 from apgd_teach.merging.audit import Audit
 from apgd_teach.merging.average import Average
 from apgd_teach.merging.checkpoint import open_checkpoint
@@ -9,16 +10,22 @@ from apgd_teach.merging.laboratory import Laboratory, make_laboratory
 from apgd_teach.merging.merge import Merged, merge
 from apgd_teach.merging.method import Layer, Method, Update
 from apgd_teach.merging.preflight import Finding, Preflight, preflight
+from apgd_teach.merging.published import ApgdPublished
 from apgd_teach.merging.registry import METHODS
 from apgd_teach.merging.statedict import StateDict, fingerprint, task_vectors
 from apgd_teach.merging.stream import merge_files
+from apgd_teach.merging.subspace import principal_angles, projector, shared_basis
 from apgd_teach.merging.surrogate import residual, surrogate, taylor_gap, taylor_gap_with_gradient, weights
 from apgd_teach.merging.task_arithmetic import TaskArithmetic
+from apgd_teach.merging.task_aware import TaskAware
 from apgd_teach.merging.ties import Ties
 from apgd_teach.merging.tsv_m import TsvM
+from apgd_teach.merging.wudi import Wudi
 
 __all__ = [
     "METHODS",
+    "Apgd",
+    "ApgdPublished",
     "Audit",
     "Average",
     "Dare",
@@ -29,18 +36,24 @@ __all__ = [
     "Merged",
     "Method",
     "Preflight",
+    "Solution",
     "StateDict",
     "TaskArithmetic",
+    "TaskAware",
     "Ties",
     "TsvM",
     "Update",
+    "Wudi",
     "fingerprint",
     "make_laboratory",
     "merge",
     "merge_files",
     "open_checkpoint",
     "preflight",
+    "principal_angles",
+    "projector",
     "residual",
+    "shared_basis",
     "surrogate",
     "task_vectors",
     "taylor_gap",

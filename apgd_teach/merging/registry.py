@@ -7,17 +7,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from apgd_teach.errors import MergeError
+from apgd_teach.merging.apgd import Apgd
 from apgd_teach.merging.average import Average
 from apgd_teach.merging.dare import Dare
 from apgd_teach.merging.iso_c import IsoC
 from apgd_teach.merging.method import Method
+from apgd_teach.merging.published import ApgdPublished
 from apgd_teach.merging.task_arithmetic import TaskArithmetic
+from apgd_teach.merging.task_aware import TaskAware
 from apgd_teach.merging.ties import Ties
 from apgd_teach.merging.tsv_m import TsvM
+from apgd_teach.merging.wudi import Wudi
 
 __all__ = ["METHODS", "pick"]
 
-METHODS: dict[str, type[Any]] = {one.name: one for one in (Average, TaskArithmetic, Ties, Dare, TsvM, IsoC)}
+METHODS: dict[str, type[Any]] = {
+    one.name: one for one in (Average, TaskArithmetic, TaskAware, Ties, Dare, TsvM, IsoC, Wudi, Apgd, ApgdPublished)
+}
 """Methods by name. A method of your own needs no entry here: pass an instance of it to `merge`."""
 
 

@@ -1,0 +1,199 @@
+"""Projected gap-minimising descent: the method of the course."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from apgd_teach.errors import MergeError
+from apgd_teach.merging.coefficients import task_aware
+from apgd_teach.merging.descent import Path, descend
+from apgd_teach.merging.exact import FILTERS, conjugate_gradients, full_solution
+from apgd_teach.merging.method import ALONE, Fact, Layer, Update
+from apgd_teach.merging.objective import Full, Objective, objective
+from apgd_teach.merging.published import leak
+from apgd_teach.merging.rank import automatic_rank
+from apgd_teach.merging.settings import number, whole
+from apgd_teach.merging.subspace import BASES, shared_basis
+from apgd_teach.merging.surrogate import check_granularity, surrogate, weights
+from apgd_teach.merging.threshold import mask
+
+__all__ = ["SOLVERS", "Apgd", "Solution"]
+
+SOLVERS = ("exact", "descent")
+
+
+@dataclass(frozen=True)
+class Solution:
+    """One layer, solved, before any trimming or flattening.
+
+    Attributes:
+        update: M, shape (out, in).
+        start: S = Σ λᵢτᵢ, shape (out, in).
+        coefficients: λ, shape (task,).
+        basis: U of the protected subspace, shape (out, k).
+        path: of descent; empty for the exact solution.
+
+    Lesson: 06.
+    """
+
+    update: Tensor
+    start: Tensor
+    coefficients: Tensor
+    basis: Tensor
+    path: Path = ()
+
+    @property
+    def delta(self) -> Tensor:
+        """Δ, from M = Σ λᵢ(τᵢ + Δ), shape (out, in)."""
+        together = self.coefficients.sum()
+        return (self.update - self.start) / together if together > 0 else torch.zeros_like(self.update)
+
+
+@dataclass(frozen=True)
+class Apgd:
+    """M = Σ λᵢ(τᵢ + Δ), with a Δ that makes the estimated gaps small and leaves alone what the tasks share.
+
+    Per layer: coefficients λ; the shared subspace U; Δ from the surrogate of `granularity`, its gradient projected off
+    U; then, if asked for, trim and flattening, which come after the constraint and break it: the audit states the leak
+    before and after.
+
+    Attributes:
+        granularity: "layer", "row" (the paper's) or "full": how much of the residual is to vanish.
+        solver: "exact", or "descent": `steps` steps of projected gradient descent.
+        protect: share of r = min(out, in) that is protected, 0 to 1, or "auto" (`rank.automatic_rank`).
+        power: p, for "full": weight sᵖ of a task's singular directions in its residual.
+        directions: for "full": share of r of each task's directions that count; 1 counts all.
+        filter, strength: for "full" and "exact": "cutoff" and a share, or "time" and a time; see `spectral_filter`.
+        flatten: share by which the singular values of the solved M are drawn to their mean: 0 leaves them.
+        trim: share of each expert's largest |τ| over all merged layers in whose places (τᵢ + Δ) is kept; 1 keeps all.
+        coefficient: c of λᵢ = min(1, c·median‖τ‖/‖τᵢ‖); 1/T when None, so that S is about the average.
+        basis: of the shared subspace, "published" or "weighted".
+        steps: of descent.
+
+    Facts for the audit: "coefficients"; "protected", share of r; "leak", ‖P(M − S)‖/‖PS‖ of the solved M;
+    "leak_merged", of the merged one; "kept", share of each task's entries (when trimmed); "surrogate_before" and
+    "surrogate_after", per task, wⱼ·surrogateⱼ at S and at the merged M as a share of the base's (M = 0).
+
+    Raises:
+        MergeError: a setting that is none.
+
+    Source: Wei et al., ICML 2025, arXiv 2501.01230; method.md §2, §3. Lesson: 06.
+    """
+
+    granularity: str = "full"
+    solver: str = "exact"
+    protect: float | str = 0.0
+    power: float = 1.0
+    directions: float = 1.0
+    filter: str = "time"
+    strength: float = 3.0
+    flatten: float = 0.5
+    trim: float = 1.0
+    coefficient: float | None = None
+    basis: str = "published"
+    steps: int = 400
+    name: ClassVar[str] = "apgd"
+
+    def __post_init__(self) -> None:
+        check_granularity(self.granularity)
+        for name, known in (("solver", SOLVERS), ("filter", FILTERS), ("basis", BASES)):
+            if getattr(self, name) not in known:
+                raise MergeError(f"method 'apgd' has {name} = {getattr(self, name)!r}; use one of: {', '.join(known)}.")
+        if self.protect != "auto":
+            number(self.name, "protect", self.protect, 0, 1)
+        number(self.name, "power", self.power, 0, 8)
+        number(self.name, "directions", self.directions, 0, 1, above=True)
+        number(self.name, "strength", self.strength, 0)
+        number(self.name, "flatten", self.flatten, 0, 1)
+        number(self.name, "trim", self.trim, 0, 1, above=True)
+        if self.coefficient is not None:
+            number(self.name, "coefficient", self.coefficient, 0)
+        whole(self.name, "steps", self.steps, 0)
+
+    def __call__(self, task_vectors: Tensor, layer: Layer = ALONE) -> Update:
+        """The merged update M (out, in) of one layer, from τ (task, out, in)."""
+        solved = self.solve(task_vectors)
+        update = solved.update
+        facts: dict[str, Fact] = {}
+        if self.trim < 1:
+            kept = mask(task_vectors, self.trim, layer.thresholds)
+            update = _trimmed(task_vectors, solved, kept)
+            facts["kept"] = tuple(kept.flatten(1).to(torch.float32).mean(dim=1).tolist())
+        if self.flatten:
+            update = flattened(update, self.flatten)
+        return Update(update, {**facts, **self._facts(task_vectors, solved, update)})
+
+    def solve(self, task_vectors: Tensor) -> Solution:
+        """Coefficients, shared subspace and Δ of one layer; with "descent", the whole path.
+
+        Args:
+            task_vectors: τ, shape (task, out, in).
+        """
+        tasks, out, columns = task_vectors.shape
+        size = min(out, columns)
+        coefficients = task_aware(task_vectors, 1 / tasks if self.coefficient is None else self.coefficient)
+        start = torch.einsum("t,toi->oi", coefficients, task_vectors)
+        top = None if self.directions == 1 else max(1, round(self.directions * size))
+        quadratic = objective(task_vectors, self.granularity, power=self.power, top=top)
+        basis = self._protected(task_vectors, quadratic, start)
+        if self.solver == "descent":
+            update, path = descend(quadratic, start, basis, self.steps)
+            return Solution(update, start, coefficients, basis, path)
+        if isinstance(quadratic, Full):
+            update = full_solution(quadratic, start, basis, self.filter, self.strength)
+        else:
+            update, _ = conjugate_gradients(quadratic, start, basis)
+        return Solution(update, start, coefficients, basis)
+
+    def _protected(self, task_vectors: Tensor, quadratic: Objective, start: Tensor) -> Tensor:
+        if self.protect == "auto":
+            everything = shared_basis(task_vectors, min(task_vectors.shape[1:]), basis=self.basis)
+            return everything[:, : automatic_rank(task_vectors, everything)]
+        return shared_basis(task_vectors, round(float(self.protect) * min(task_vectors.shape[1:])), basis=self.basis)
+
+    def _facts(self, task_vectors: Tensor, solved: Solution, update: Tensor) -> dict[str, Fact]:
+        share = weights(task_vectors, self.granularity)
+        nothing = share * surrogate(task_vectors, torch.zeros_like(update), self.granularity)
+
+        def left(matrix: Tensor) -> tuple[float, ...]:
+            there = share * surrogate(task_vectors, matrix, self.granularity)
+            return tuple(torch.where(nothing > 0, there / nothing, 0.0).tolist())
+
+        return {
+            "coefficients": tuple(solved.coefficients.tolist()),
+            "protected": solved.basis.shape[1] / min(update.shape),
+            "leak": leak(solved.basis, solved.update, solved.start),
+            "leak_merged": leak(solved.basis, update, solved.start),
+            "surrogate_before": left(solved.start),
+            "surrogate_after": left(update),
+        }
+
+
+def _trimmed(task_vectors: Tensor, solved: Solution, kept: Tensor) -> Tensor:
+    """Σ λᵢ (τᵢ + Δ) ⊙ maskᵢ."""
+    moved = solved.coefficients[:, None, None] * (task_vectors + solved.delta)
+    return (moved * kept).sum(dim=0)
+
+
+def flattened(update: Tensor, share: float) -> Tensor:
+    """M with every singular value s replaced by (1 − share)·s + share·mean(s); their sum stays what it is.
+
+    Where tasks share directions the solved M is long along them: its spectrum is more peaked than any task's.
+
+    Args:
+        update: M, shape (out, in).
+        share: 0 leaves M as it is, 1 makes all its singular values equal.
+
+    Source: method.md §4F; with share 1 and M = Σ τᵢ this is Iso-C, arXiv 2502.04959. Lesson: 05.
+    """
+    left, values, right = torch.linalg.svd(update, full_matrices=False)
+    there = values > values[:1] * max(update.shape) * torch.finfo(values.dtype).eps
+    if not bool(there.any()):
+        return update.clone()
+    # A direction that M does not have is not invented.
+    mean = values[there].mean()
+    return (left * torch.where(there, (1 - share) * values + share * mean, 0.0)) @ right

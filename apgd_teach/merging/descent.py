@@ -1,0 +1,107 @@
+"""Projected gradient descent on Δ, whose path the course shows step by step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from apgd_teach.merging.objective import Objective
+
+__all__ = ["Path", "Step", "descend", "largest_curvature", "off"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where descent stood after a step.
+
+    Attributes:
+        surrogate: the total that is minimised, Σⱼ wⱼ · surrogateⱼ.
+        moved: ‖M − S‖ = Λ‖Δ‖, in units of the weights.
+        leak: share of ‖M − S‖² inside the protected subspace; the constraint says 0.
+    """
+
+    surrogate: float
+    moved: float
+    leak: float
+
+
+Path = tuple[Step, ...]
+"""Step 0 is the start, M = S."""
+
+
+def off(basis: Tensor, matrix: Tensor) -> Tensor:
+    """(I − P) X: what of X (out, in) lies in the orthogonal complement of the shared subspace, P = UUᵀ.
+
+    This is the projection of the method: the gradient keeps only what the tasks do not share.
+
+    Source: method.md §2.4. Lesson: 05, 06.
+    """
+    return matrix - basis @ (basis.mT @ matrix) if basis.shape[1] else matrix
+
+
+def largest_curvature(curvature: Callable[[Tensor], Tensor], basis: Tensor, start: Tensor, steps: int = 50) -> float:
+    """The largest eigenvalue of the Hessian within the complement, by power iteration: 1 / it is a safe step.
+
+    Args:
+        curvature: the Hessian applied to a direction.
+        basis: U (out, k) of the protected subspace.
+        start: where to begin, (out, in): a gradient sees every direction that descent can move in.
+        steps: at most so many; it ends when the estimate changes by less than a thousandth.
+
+    Source: method.md §3. Lesson: 06.
+    """
+    direction = off(basis, start)
+    found = 0.0
+    for _ in range(steps):
+        size = float(torch.linalg.vector_norm(direction))
+        if not size > 0:
+            return found
+        direction = off(basis, curvature(direction / size))
+        last, found = found, float(torch.linalg.vector_norm(direction))
+        if abs(found - last) <= 1e-3 * found:
+            break
+    # Power iteration comes from below; one per cent on top, and descent never climbs.
+    return 1.01 * found
+
+
+def descend(
+    quadratic: Objective, start: Tensor, basis: Tensor, steps: int, *, rate: float | None = None
+) -> tuple[Tensor, Path]:
+    """M ← M − α (I − P) ∇, from M = S; with M = S + ΛΔ that is Δ ← Δ − (α/Λ) (I − P) ∇.
+
+    The constraint P(M − S) = 0 holds after every step, and with α = 1/Lipschitz the surrogate never rises.
+
+    Args:
+        quadratic: what is minimised.
+        start: S = Σ λᵢτᵢ, shape (out, in).
+        basis: U (out, k), orthonormal: what the tasks share. k = 0 protects nothing.
+        steps: how many.
+        rate: α; 1/Lipschitz when None.
+
+    Returns:
+        M (out, in) and the path, `steps` + 1 entries.
+
+    Source: method.md §2.4, §3. Lesson: 06.
+    """
+    update = start.clone()
+    gradient = off(basis, quadratic.gradient(update))
+    if rate is None:
+        lipschitz = largest_curvature(quadratic.curvature, basis, gradient)
+        rate = 1 / lipschitz if lipschitz > 0 else 0.0
+    path = [_step(quadratic, update, start, basis)]
+    for _ in range(steps):
+        update = update - rate * gradient
+        gradient = off(basis, quadratic.gradient(update))
+        path.append(_step(quadratic, update, start, basis))
+    return update, tuple(path)
+
+
+def _step(quadratic: Objective, update: Tensor, start: Tensor, basis: Tensor) -> Step:
+    moved = update - start
+    size = float(torch.linalg.vector_norm(moved))
+    inside = float(torch.linalg.vector_norm(basis.mT @ moved)) if basis.shape[1] else 0.0
+    return Step(2 * float(quadratic.value(update)), size, (inside / size) ** 2 if size else math.nan)

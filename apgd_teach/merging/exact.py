@@ -1,0 +1,105 @@
+"""The answer that descent is heading to: a closed form for `full`, conjugate gradients for `row` and `layer`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from apgd_teach.errors import MergeError
+from apgd_teach.merging.descent import off
+from apgd_teach.merging.objective import Full, PerLayer, PerRow
+
+__all__ = ["FILTERS", "conjugate_gradients", "full_solution", "spectral_filter"]
+
+FILTERS = ("cutoff", "time")
+"""How small eigenvalues of G are treated: dropped below a share of the largest, or left as descent does in a time."""
+
+
+def spectral_filter(values: Tensor, kind: str, strength: float) -> Tensor:
+    """f(e), in place of 1/e, on the eigenvalues of G.
+
+    Args:
+        values: e, shape (in,), 0 or more.
+        kind: "cutoff": 1/e from `strength` · max(e) on, 0 below. "time": (1 − exp(−t·e/mean(e))) / e, which is what
+            descent has reached after the time t = `strength`, in units of 1/mean(e).
+        strength: the share, or the time.
+
+    Raises:
+        MergeError: there is no such filter.
+
+    Source: method.md §3. Lesson: 06.
+    """
+    if kind == "cutoff":
+        # What rounding makes of zero is dropped with it.
+        floor = values.max() * max(strength, len(values) * torch.finfo(values.dtype).eps)
+        return torch.where(values > floor, values, torch.inf).reciprocal()
+    if kind != "time":
+        raise MergeError(f"there is no filter '{kind}'; use one of: {', '.join(FILTERS)}.")
+    mean = values.mean()
+    if not mean > 0:
+        return torch.zeros_like(values)
+    scaled = strength / mean * values.clamp_min(0)
+    # expm1 keeps the digits that 1 − exp(−x) loses; at e = 0 the limit is t/mean.
+    return torch.where(scaled > 0, -torch.expm1(-scaled) / scaled, 1.0) * strength / mean
+
+
+def full_solution(quadratic: Full, start: Tensor, basis: Tensor, kind: str, strength: float) -> Tensor:
+    """M = S + (I − P)(B − S·G) f(G), which minimises `full` under P(M − S) = 0.
+
+    P acts on the left and G on the right, so they commute. With f = 1/e on all of G's range, and S in it, this is
+    M = P·S + (I − P)·B·G⁺; with the filter "time" it is where descent from S stands after that time; with a cut-off,
+    S stays as it is in the directions that are cut off.
+
+    Args:
+        quadratic: G (in, in) and B (out, in).
+        start: S = Σ λᵢτᵢ, shape (out, in).
+        basis: U (out, k) of the protected subspace.
+        kind, strength: of the filter, see `spectral_filter`.
+
+    Returns:
+        M, shape (out, in).
+
+    Source: method.md §3. Lesson: 06.
+    """
+    values, vectors = torch.linalg.eigh(quadratic.gram)
+    gradient = off(basis, quadratic.gradient(start))
+    return start - (gradient @ vectors) * spectral_filter(values.clamp_min(0), kind, strength) @ vectors.mT
+
+
+def conjugate_gradients(
+    quadratic: PerLayer | PerRow, start: Tensor, basis: Tensor, *, tolerance: float = 1e-4, steps: int = 50
+) -> tuple[Tensor, int]:
+    """Minimise `row` or `layer` under P(M − S) = 0 by conjugate gradients on the projected normal equations.
+
+    P and the Hessian do not commute here, so there is no closed form. Of all minimisers this finds the one nearest
+    to S.
+
+    Args:
+        quadratic: what is minimised.
+        start: S = Σ λᵢτᵢ, shape (out, in).
+        basis: U (out, k) of the protected subspace.
+        tolerance: stop when the projected gradient is so much shorter than at the start.
+        steps: or after so many.
+
+    Returns:
+        M (out, in), and how many steps it took.
+
+    Source: method.md §3. Lesson: 06.
+    """
+    update = start.clone()
+    left = -off(basis, quadratic.gradient(update))
+    direction = left.clone()
+    size = begun = float(left.square().sum())
+    taken = 0
+    while taken < steps and size > tolerance**2 * begun:
+        # The direction is kept in the complement again and again: rounding would carry it out.
+        bent = off(basis, quadratic.curvature(direction))
+        along = float((direction * bent).sum())
+        if not along > 0:
+            break
+        update = update + size / along * direction
+        left = left - size / along * bent
+        last, size = size, float(left.square().sum())
+        direction = left + size / last * direction
+        taken += 1
+    return update, taken

@@ -1,0 +1,163 @@
+"""What descent minimises: the estimated gaps of a layer as one convex quadratic in the merged update M.
+
+Each granularity has the same three faces: `value` (number), `gradient` and `curvature` (the Hessian applied to a
+direction), so that descent and conjugate gradients are written once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from apgd_teach.merging.subspace import right_vectors
+from apgd_teach.merging.surrogate import check_granularity
+
+__all__ = ["Full", "Objective", "PerLayer", "PerRow", "objective"]
+
+
+@dataclass(frozen=True)
+class PerLayer:
+    """½ Σⱼ (tr Rⱼ)²: one number per task and layer, the Taylor term itself.
+
+    Attributes:
+        task_vectors: τ, shape (task, out, in).
+
+    Source: method.md §2.3. Lesson: 06.
+    """
+
+    task_vectors: Tensor
+
+    def _residual(self, update: Tensor) -> Tensor:
+        return torch.einsum("toi,toi->t", update - self.task_vectors, self.task_vectors)
+
+    def value(self, update: Tensor) -> Tensor:
+        """The surrogate at M (out, in), halved."""
+        return self._residual(update).square().sum() / 2
+
+    def gradient(self, update: Tensor) -> Tensor:
+        """Σⱼ ⟨τⱼ, M − τⱼ⟩ τⱼ, shape (out, in)."""
+        return torch.einsum("t,toi->oi", self._residual(update), self.task_vectors)
+
+    def curvature(self, direction: Tensor) -> Tensor:
+        """Σⱼ ⟨τⱼ, D⟩ τⱼ, shape (out, in)."""
+        along = torch.einsum("oi,toi->t", direction, self.task_vectors)
+        return torch.einsum("t,toi->oi", along, self.task_vectors)
+
+
+@dataclass(frozen=True)
+class PerRow:
+    """½ Σⱼ ‖diag Rⱼ‖²: one number per task and output unit. This is the paper's code.
+
+    Attributes:
+        rows: τ by output unit, shape (out, task, in): the products below are one small matrix product a row.
+
+    Source: method.md §2.3, §5.2. Lesson: 06.
+    """
+
+    rows: Tensor
+
+    def _along(self, update: Tensor) -> Tensor:
+        return torch.bmm(self.rows, update.unsqueeze(-1))
+
+    def _residual(self, update: Tensor) -> Tensor:
+        return self._along(update) - self.rows.square().sum(dim=-1, keepdim=True)
+
+    def value(self, update: Tensor) -> Tensor:
+        """The surrogate at M (out, in), halved."""
+        return self._residual(update).square().sum() / 2
+
+    def gradient(self, update: Tensor) -> Tensor:
+        """In row o: Σⱼ ⟨τⱼₒ, Mₒ − τⱼₒ⟩ τⱼₒ, shape (out, in)."""
+        return torch.bmm(self.rows.mT, self._residual(update)).squeeze(-1)
+
+    def curvature(self, direction: Tensor) -> Tensor:
+        """In row o: Σⱼ ⟨τⱼₒ, Dₒ⟩ τⱼₒ, shape (out, in)."""
+        return torch.bmm(self.rows.mT, self._along(direction)).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class Full:
+    """½ Σⱼ ‖(M − τⱼ) Hⱼ^½‖²: the whole residual, for every input direction that task j's update used.
+
+    Hⱼ = Vⱼ Sⱼᵖ Vⱼᵀ / Σₖ sⱼₖᵖ from τⱼ = Uⱼ Sⱼ Vⱼᵀ. With p = 2 and all directions it is Σⱼ ‖Rⱼ‖² / ‖τⱼ‖².
+
+    Attributes:
+        gram: G = Σ Hⱼ, shape (in, in).
+        target: B = Σ τⱼ Hⱼ, shape (out, in).
+        constant: Σ tr(τⱼ Hⱼ τⱼᵀ), so that `value` is the surrogate and not only its moving part.
+
+    Source: method.md §2.3, §4C; with p = 2 and no protection WUDI, arXiv 2503.08099. Lesson: 06.
+    """
+
+    gram: Tensor
+    target: Tensor
+    constant: Tensor
+
+    def value(self, update: Tensor) -> Tensor:
+        """The surrogate at M (out, in), halved."""
+        return ((update @ self.gram - 2 * self.target) * update).sum() / 2 + self.constant / 2
+
+    def gradient(self, update: Tensor) -> Tensor:
+        """M G − B, shape (out, in)."""
+        return update @ self.gram - self.target
+
+    def curvature(self, direction: Tensor) -> Tensor:
+        """D G, shape (out, in)."""
+        return direction @ self.gram
+
+
+Objective = PerLayer | PerRow | Full
+
+
+def objective(task_vectors: Tensor, granularity: str, *, power: float = 2.0, top: int | None = None) -> Objective:
+    """The quadratic that a granularity stands for.
+
+    Args:
+        task_vectors: τ, shape (task, out, in).
+        granularity: "layer", "row" or "full".
+        power: p, for "full": how much more the residual counts in directions that an update used much.
+        top: for "full": how many of each task's right singular directions count; all when None.
+
+    Raises:
+        MergeError: there is no such granularity.
+
+    Source: method.md §2.3, §4C. Lesson: 06.
+    """
+    check_granularity(granularity)
+    if granularity == "layer":
+        return PerLayer(task_vectors)
+    if granularity == "row":
+        return PerRow(task_vectors.transpose(0, 1).contiguous())
+    return _full(task_vectors, power, top)
+
+
+def _full(task_vectors: Tensor, power: float, top: int | None) -> Full:
+    out, columns = task_vectors.shape[1:]
+    gram = task_vectors.new_zeros(columns, columns)
+    target = task_vectors.new_zeros(out, columns)
+    constant = task_vectors.new_zeros(())
+    # One task at a time: a stack of (in, in) matrices would be the largest thing in memory.
+    for tau in task_vectors:
+        if power == 2 and top is None:
+            size = tau.square().sum()
+            if size > 0:
+                one = tau.mT @ tau / size
+                gram += one
+                target += tau @ one
+                constant += size * one.square().sum() if columns <= out else (tau @ tau.mT).square().sum() / size
+            continue
+        vectors, values = right_vectors(tau)
+        # A direction without a singular value has no weight, p = 0 or not.
+        used = values > values[:1] * torch.finfo(values.dtype).eps ** 0.5
+        weights = torch.where(used, values, 1.0) ** power * used
+        if top is not None:
+            weights[top:] = 0
+        total = weights.sum()
+        if total > 0:
+            scaled = vectors * (weights / total).sqrt()
+            gram.addmm_(scaled, scaled.mT)
+            target.addmm_(tau @ scaled, scaled.mT)
+            constant += (values.square() * weights).sum() / total
+    return Full(gram, target, constant)
