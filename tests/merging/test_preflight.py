@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torchvision.models import get_model
 
 from apgd_teach.errors import MergeError
 from apgd_teach.merging import Finding, merge, preflight
@@ -169,6 +170,12 @@ def test_just_below_the_base_s_own_norm_there_is_no_warning(base) -> None:
 
     assert sentences(base, {"a": moved(0.99)}) == []
     assert "is 1.01 times the base's own norm" in sentences(base, {"a": moved(1.01)})[0]
+
+
+def test_two_that_differ_in_a_counter_alone_are_no_twins(base, experts) -> None:
+    experts["cy"] = {**experts["ben"], "norm.num_batches_tracked": torch.tensor(8)}
+    (said,) = sentences(base, experts)
+    assert said.startswith("warning: expert 'cy', tensor 'norm.num_batches_tracked' is a tensor of integers")
 
 
 def test_counters_that_differ_are_a_warning(base, experts) -> None:
@@ -451,6 +458,25 @@ def test_a_tall_layer_with_a_bias_is_no_table() -> None:
     assert preflight_headers(specs, {"a": specs}).findings == ()
 
 
+def test_a_layer_four_times_as_tall_as_wide_is_no_table_and_one_row_more_makes_it_one() -> None:
+    def suspected(rows: int) -> bool:
+        specs = {"up": Spec((rows, 768), torch.float32)}
+        return bool(preflight_headers(specs, {"a": specs}).findings)
+
+    assert [suspected(4 * 768), suspected(4 * 768 + 1)] == [False, True]
+
+
+def test_of_networks_as_they_are_only_tables_of_positions_are_suspected() -> None:
+    def suspects(name: str) -> set[str]:
+        with torch.device("meta"):
+            specs = InMemory(get_model(name, weights=None).state_dict()).specs
+        return {finding.where.split(".")[-1] for finding in preflight_headers(specs, {"a": specs}).findings}
+
+    for name in ("resnet18", "vit_b_16", "convnext_tiny", "efficientnet_b0", "swin_t"):
+        assert suspects(name) == set()
+    assert suspects("swin3d_t") == {"relative_position_bias_table'"}
+
+
 def test_a_table_and_its_tied_output_layer_are_one_warning() -> None:
     specs = {**language_model(), "head.weight": Spec((2000, 64), torch.float32)}
     tied = preflight_headers(specs, {"a": specs}, ties=[("embed.weight", "head.weight")])
@@ -541,6 +567,11 @@ def test_a_task_vector_as_small_as_the_rounding_of_its_files_is_a_warning(base, 
     assert near(0.005, torch.float32) == []
 
 
+def test_the_rounding_of_the_base_is_in_every_task_vector(base, cast) -> None:
+    coarse = cast(base, torch.bfloat16)
+    assert any("rounding may be" in one for one in sentences(coarse, {"a": moved(base, 0.005)}))
+
+
 def test_the_precision_of_the_files_counts_where_values_arrive_widened(base, cast) -> None:
     halves = cast(base, torch.bfloat16), cast(moved(base, 0.005), torch.bfloat16)
     wide = [cast(one, torch.float32) for one in halves]
@@ -563,6 +594,14 @@ def test_a_tensor_that_is_tied_in_the_base_and_two_in_an_expert_is_an_error(base
     ]
     base["tied.weight"] = base["linear.weight"].clone()
     assert sentences(base, experts) == []
+
+
+def test_a_tensor_under_two_names_is_counted_once() -> None:
+    base = {"a": torch.ones(2, 2), "b": torch.ones(2, 2)}
+    base["tied"] = base["a"]
+    # Twice the norm of a half of what there is, √2; counted twice it would be two thirds of it, 1.63.
+    expert = {"a": torch.full((2, 2), 3.0), "b": torch.ones(2, 2), "tied": torch.full((2, 2), 3.0)}
+    assert sentences(base, {"e": expert})[0].startswith("warning: expert 'e' is 1.41 times the base's own norm")
 
 
 # The report
