@@ -17,7 +17,7 @@ from apgd_teach.merging.objective import Full, Objective, objective
 from apgd_teach.merging.published import leak
 from apgd_teach.merging.rank import automatic_rank
 from apgd_teach.merging.settings import number, whole
-from apgd_teach.merging.subspace import BASES, shared_basis
+from apgd_teach.merging.subspace import BASES, overflows, shared_basis
 from apgd_teach.merging.surrogate import check_granularity, surrogate, weights
 from apgd_teach.merging.threshold import mask
 
@@ -107,15 +107,20 @@ class Apgd:
             number(self.name, "protect", self.protect, 0, 1)
         number(self.name, "power", self.power, 0, 8)
         number(self.name, "directions", self.directions, 0, 1, above=True)
+        if self.filter == "cutoff":
+            number(self.name, "strength", self.strength, 0, 1, below=True)
         number(self.name, "strength", self.strength, 0)
         number(self.name, "flatten", self.flatten, 0, 1)
         number(self.name, "trim", self.trim, 0, 1, above=True)
         if self.coefficient is not None:
-            number(self.name, "coefficient", self.coefficient, 0)
+            # Where λ is 0 no Δ can be seen in M = Σ λᵢ(τᵢ + Δ), and there is nothing to trim.
+            number(self.name, "coefficient", self.coefficient, 0, above=self.trim < 1)
         whole(self.name, "steps", self.steps, 0)
 
     def __call__(self, task_vectors: Tensor, layer: Layer = ALONE) -> Update:
         """The merged update M (out, in) of one layer, from τ (task, out, in)."""
+        if overflows(task_vectors):
+            return Update(torch.full_like(task_vectors[0], torch.nan))
         solved = self.solve(task_vectors)
         update = solved.update
         facts: dict[str, Fact] = {}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from apgd_teach.merging.objective import Objective
+from apgd_teach.merging.statedict import norm
 
 __all__ = ["Path", "Step", "descend", "largest_curvature", "off"]
 
@@ -57,14 +58,14 @@ def largest_curvature(curvature: Callable[[Tensor], Tensor], basis: Tensor, star
     direction = off(basis, start)
     found = 0.0
     for _ in range(steps):
-        size = float(torch.linalg.vector_norm(direction))
+        size = norm(direction)
         if not size > 0:
             return found
         direction = off(basis, curvature(direction / size))
-        last, found = found, float(torch.linalg.vector_norm(direction))
+        last, found = found, norm(direction)
         if abs(found - last) <= 1e-3 * found:
             break
-    # Power iteration comes from below; one per cent on top, and descent never climbs.
+    # Power iteration comes from below: one per cent on top.
     return 1.01 * found
 
 
@@ -73,7 +74,9 @@ def descend(
 ) -> tuple[Tensor, Path]:
     """M ← M − α (I − P) ∇, from M = S; with M = S + ΛΔ that is Δ ← Δ − (α/Λ) (I − P) ∇.
 
-    The constraint P(M − S) = 0 holds after every step, and with α = 1/Lipschitz the surrogate never rises.
+    The constraint P(M − S) = 0 holds after every step, and with α = 1/Lipschitz the surrogate never rises. A power
+    iteration that starts almost at right angles to the steepest direction overlooks it; where a step would run into
+    it, α is shortened to that of an exact line search, for good.
 
     Args:
         quadratic: what is minimised.
@@ -89,13 +92,21 @@ def descend(
     """
     update = start.clone()
     gradient = off(basis, quadratic.gradient(update))
+    # Gradients are of third order in τ: at length one, squares of them are not lost to a short τ.
+    unit = norm(gradient) or 1.0
+    gradient = gradient / unit
+    safe = rate is None
     if rate is None:
         lipschitz = largest_curvature(quadratic.curvature, basis, gradient)
         rate = 1 / lipschitz if lipschitz > 0 else 0.0
     path = [_step(quadratic, update, start, basis)]
     for _ in range(steps):
-        update = update - rate * gradient
-        gradient = off(basis, quadratic.gradient(update))
+        bent = off(basis, quadratic.curvature(gradient))
+        size, along = float(gradient.square().sum()), float((gradient * bent).sum())
+        if safe and along * rate > size > 0:
+            rate = size / along
+        update = update - rate * unit * gradient
+        gradient = gradient - rate * bent
         path.append(_step(quadratic, update, start, basis))
     return update, tuple(path)
 

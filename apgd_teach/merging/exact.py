@@ -8,6 +8,7 @@ from torch import Tensor
 from apgd_teach.errors import MergeError
 from apgd_teach.merging.descent import off
 from apgd_teach.merging.objective import Full, PerLayer, PerRow
+from apgd_teach.merging.statedict import norm
 
 __all__ = ["FILTERS", "conjugate_gradients", "full_solution", "spectral_filter"]
 
@@ -88,6 +89,9 @@ def conjugate_gradients(
     """
     update = start.clone()
     left = -off(basis, quadratic.gradient(update))
+    # Gradients are of third order in τ: at length one, squares of them are not lost to a short τ.
+    unit = norm(left) or 1.0
+    left = left / unit
     direction = left.clone()
     size = begun = float(left.square().sum())
     taken = 0
@@ -97,7 +101,7 @@ def conjugate_gradients(
         along = float((direction * bent).sum())
         if not along > 0:
             break
-        update = update + size / along * direction
+        update = update + unit * size / along * direction
         left = left - size / along * bent
         last, size = size, float(left.square().sum())
         direction = left + size / last * direction

@@ -150,8 +150,9 @@ def _full(task_vectors: Tensor, power: float, top: int | None) -> Full:
             continue
         vectors, values = right_vectors(tau)
         # A direction without a singular value has no weight, p = 0 or not.
-        used = values > values[:1] * torch.finfo(values.dtype).eps ** 0.5
-        weights = torch.where(used, values, 1.0) ** power * used
+        used = values > values[:1] * 4 * torch.finfo(values.dtype).eps ** 0.5
+        # In units of the largest: a high power of a short update would be no number.
+        weights = torch.where(used, values / values[:1], 1.0) ** power * used
         if top is not None:
             weights[top:] = 0
         total = weights.sum()

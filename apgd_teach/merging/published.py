@@ -12,7 +12,7 @@ from apgd_teach.merging.coefficients import task_aware
 from apgd_teach.merging.descent import off
 from apgd_teach.merging.method import ALONE, Fact, Layer, Update
 from apgd_teach.merging.settings import number, whole
-from apgd_teach.merging.subspace import shared_basis
+from apgd_teach.merging.subspace import overflows, shared_basis
 from apgd_teach.merging.threshold import mask
 
 __all__ = ["ApgdPublished"]
@@ -56,6 +56,8 @@ class ApgdPublished:
 
     def __call__(self, task_vectors: Tensor, layer: Layer = ALONE) -> Update:
         """The merged update M (out, in) of one layer, from τ (task, out, in)."""
+        if overflows(task_vectors):
+            return Update(torch.full_like(task_vectors[0], torch.nan))
         coefficients = task_aware(task_vectors, eta=self.eta)
         rank = min(task_vectors.shape[1:]) // self.divisor
         basis = shared_basis(task_vectors, rank)

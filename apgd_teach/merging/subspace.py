@@ -9,7 +9,7 @@ from torch import Tensor
 
 from apgd_teach.errors import MergeError
 
-__all__ = ["BASES", "left_vectors", "principal_angles", "projector", "right_vectors", "shared_basis"]
+__all__ = ["BASES", "left_vectors", "overflows", "principal_angles", "projector", "right_vectors", "shared_basis"]
 
 BASES = ("published", "weighted")
 """How the tasks' left singular vectors are put together: as they are, or each as long as its singular value."""
@@ -19,8 +19,9 @@ def left_vectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Left singular vectors and singular values, largest first, from an eigendecomposition of the smaller Gram side.
 
     Three to ten times as fast as an SVD, and as good where it matters: what is lost are directions whose singular
-    value is below about √ε of the largest. Those come out orthonormal too where out ≤ in, and as zero columns where
-    out > in, since there they are made by dividing by their singular value.
+    value is below 4√ε of the largest (0.0014 in float32). Where out ≤ in those come out orthonormal too. Where
+    out > in, vectors are made by dividing by their singular value s: they are orthonormal to about ε·(s₁/s)², and what
+    is lost are zero columns.
 
     Args:
         matrix: shape (…, out, in).
@@ -49,7 +50,8 @@ def _by_gram(gram: Tensor) -> tuple[Tensor, Tensor]:
 
 def _inverse(values: Tensor) -> Tensor:
     """1/s, and 0 where s is below what an eigendecomposition of the Gram matrix can tell from nothing."""
-    floor = values[..., :1] * math.sqrt(torch.finfo(values.dtype).eps)
+    # Up to 1.8 √ε was measured to be left of a zero, in matrices of low rank up to 1000 wide.
+    floor = values[..., :1] * 4 * math.sqrt(torch.finfo(values.dtype).eps)
     return torch.where(values > floor, values, torch.inf).reciprocal()
 
 
@@ -90,12 +92,23 @@ def shared_basis(task_vectors: Tensor, keep: int, *, per_task: int | None = None
         chosen = chosen * (_inverse(values[:, :count]) > 0).unsqueeze(1)
     together = chosen.permute(1, 0, 2).reshape(out, -1)
     shared, lengths = left_vectors(together)
-    return shared[:, : min(keep, int((_inverse(lengths) > 0).sum()))]
+    shared = shared[:, : min(keep, int((_inverse(lengths) > 0).sum()))]
+    # Weak directions of a tall matrix come out askew, and a projector of those would not project.
+    return torch.linalg.qr(shared).Q if shared.shape[1] else shared
 
 
 def projector(basis: Tensor) -> Tensor:
     """P = UUᵀ, shape (out, out), of an orthonormal basis U (out, k)."""
     return basis @ basis.mT
+
+
+def overflows(task_vectors: Tensor) -> bool:
+    """Whether τ is so long, or so wrong, that products of four of it are no numbers of its dtype: as in a surrogate.
+
+    No decomposition takes infinity or NaN. A method hands it on as NaN, and the merge names the tensor.
+    """
+    largest = float(torch.linalg.vector_norm(task_vectors, ord=math.inf))
+    return not largest * math.sqrt(task_vectors.numel()) < torch.finfo(task_vectors.dtype).max ** 0.25
 
 
 def principal_angles(one: Tensor, other: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from apgd_teach.merging.exact import full_solution
 from apgd_teach.merging.method import Update
 from apgd_teach.merging.objective import Full, objective
 from apgd_teach.merging.settings import number
+from apgd_teach.merging.subspace import overflows
 
 __all__ = ["Wudi"]
 
@@ -38,6 +39,8 @@ class Wudi:
 
     def __call__(self, task_vectors: Tensor) -> Update:
         """The merged update M (out, in) of one layer, from τ (task, out, in)."""
+        if overflows(task_vectors):
+            return Update(torch.full_like(task_vectors[0], torch.nan))
         quadratic = objective(task_vectors, "full")
         assert isinstance(quadratic, Full)
         nothing = torch.zeros_like(task_vectors[0])
