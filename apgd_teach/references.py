@@ -30,7 +30,7 @@ _Fact = tuple[str, str, Mapping[str, object]]
 
 
 def regmean(
-    pool: Pool, *, images: int = 256, shrink: float = 0.9, split: str = "train", progress: bool = True
+    pool: Pool, *, images: int = 256, shrink: float = 0.95, split: str = "train", progress: bool = True
 ) -> Merged:
     """RegMean: per linear map, the matrix that answers each expert's own inputs most nearly as that expert does.
 
@@ -133,7 +133,8 @@ def adamerging(
 ) -> Merged:
     """AdaMerging: task arithmetic whose coefficients are learned, so that the merged network is sure of its answers.
 
-    θ* = θ₀ + Σ λᵢτᵢ, λ moved by Adam down the entropy of the predictions, averaged over the tasks. Nothing bounds λ.
+    θ* = θ₀ + Σ λᵢτᵢ, λ moved by Adam down the entropy of the predictions, averaged over the tasks, and held in [0, 1].
+    A network can become surer without becoming better: compare `entropy` with the accuracy.
     The paper looks at the test images; here that has to be asked for (`split="test"`), and the audit says so.
 
     Args:
@@ -141,7 +142,7 @@ def adamerging(
         images: of each task, the first ones; no labels are read.
         steps: of Adam; 0 is task arithmetic at `start`.
         lr: of Adam.
-        start: every λ in the beginning.
+        start: every λ in the beginning, 0.3 in the paper; 1/T is the average.
         layer_wise: a λ per tensor and task; else one per task.
         batch_size: images of each task in a step.
         split: "train", "validation" or "test", which the audit then calls "test".
