@@ -12,7 +12,7 @@ from torch import Tensor
 from apgd_teach.merging.objective import Objective
 from apgd_teach.merging.statedict import norm
 
-__all__ = ["Path", "Step", "descend", "largest_curvature", "off"]
+__all__ = ["Path", "Step", "descend", "free_gradient", "largest_curvature", "off"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,20 @@ def off(basis: Tensor, matrix: Tensor) -> Tensor:
     Source: method.md §2.4. Lesson: 05, 06.
     """
     return matrix - basis @ (basis.mT @ matrix) if basis.shape[1] else matrix
+
+
+def free_gradient(quadratic: Objective, basis: Tensor, update: Tensor) -> tuple[Tensor, float]:
+    """(I − P) ∇ at M as a direction of length one (out, in), and its length; zeros and 0 where nothing is left of it.
+
+    At length one, because a gradient is of third order in τ: squares of it would be lost to a short τ. Projected twice:
+    where most of ∇ is protected, rounding leaves of it what a small curvature would blow up.
+    """
+    gradient = quadratic.gradient(update)
+    free = off(basis, off(basis, gradient))
+    length = norm(free)
+    if length <= 4 * torch.finfo(free.dtype).eps * norm(gradient):
+        return torch.zeros_like(free), 0.0
+    return free / length, length
 
 
 def largest_curvature(curvature: Callable[[Tensor], Tensor], basis: Tensor, start: Tensor, steps: int = 50) -> float:
@@ -91,10 +105,7 @@ def descend(
     Source: method.md §2.4, §3. Lesson: 06.
     """
     update = start.clone()
-    gradient = off(basis, quadratic.gradient(update))
-    # Gradients are of third order in τ: at length one, squares of them are not lost to a short τ.
-    unit = norm(gradient) or 1.0
-    gradient = gradient / unit
+    gradient, unit = free_gradient(quadratic, basis, update)
     safe = rate is None
     if rate is None:
         lipschitz = largest_curvature(quadratic.curvature, basis, gradient)

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from apgd_teach.errors import MergeError
-from apgd_teach.merging.descent import off
+from apgd_teach.merging.descent import free_gradient, off
 from apgd_teach.merging.objective import Full, PerLayer, PerRow
-from apgd_teach.merging.statedict import norm
 
 __all__ = ["FILTERS", "conjugate_gradients", "full_solution", "spectral_filter"]
 
@@ -63,8 +62,9 @@ def full_solution(quadratic: Full, start: Tensor, basis: Tensor, kind: str, stre
     Source: method.md §3. Lesson: 06.
     """
     values, vectors = torch.linalg.eigh(quadratic.gram)
-    gradient = off(basis, quadratic.gradient(start))
-    return start - (gradient @ vectors) * spectral_filter(values.clamp_min(0), kind, strength) @ vectors.mT
+    filtered = (quadratic.gradient(start) @ vectors) * spectral_filter(values.clamp_min(0), kind, strength) @ vectors.mT
+    # Last, so that no small eigenvalue blows up what rounding leaves of the protected part.
+    return start - off(basis, filtered)
 
 
 def conjugate_gradients(
@@ -88,10 +88,8 @@ def conjugate_gradients(
     Source: method.md §3. Lesson: 06.
     """
     update = start.clone()
-    left = -off(basis, quadratic.gradient(update))
-    # Gradients are of third order in τ: at length one, squares of them are not lost to a short τ.
-    unit = norm(left) or 1.0
-    left = left / unit
+    gradient, unit = free_gradient(quadratic, basis, update)
+    left = -gradient
     direction = left.clone()
     size = begun = float(left.square().sum())
     taken = 0

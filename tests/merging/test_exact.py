@@ -1,0 +1,289 @@
+"""The exact solutions, held against least squares problems written out with Kronecker products, entry by entry."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from apgd_teach.errors import MergeError
+from apgd_teach.merging.exact import conjugate_gradients, full_solution, spectral_filter
+from apgd_teach.merging.objective import objective
+
+SHAPES = [(3, 4, 5), (3, 5, 4), (2, 4, 4), (2, 2, 6), (4, 6, 2), (2, 1, 4), (2, 4, 1), (5, 3, 3)]
+shapes = pytest.mark.parametrize("shape", SHAPES)
+protected = pytest.mark.parametrize("keep", [0, 1, 2])
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def problem(shape: tuple[int, int, int], keep: int) -> tuple[Tensor, Tensor, Tensor]:
+    """τ, a start S in the tasks' span, and U of a protected subspace that is not special to τ."""
+    tau = draw(*shape) * torch.arange(1.0, shape[0] + 1)[:, None, None]
+    start = (torch.linspace(0.1, 0.4, shape[0], dtype=torch.float64)[:, None, None] * tau).sum(dim=0)
+    return tau, start, torch.linalg.qr(draw(shape[1], min(keep, shape[1]), seed=9)).Q
+
+
+def equations(tau: np.ndarray, granularity: str) -> tuple[np.ndarray, np.ndarray]:
+    """The surrogate as ‖A vec(M) − b‖², vec row by row: one equation per number that is to vanish.
+
+    Rⱼ = (M − τⱼ)τⱼᵀ is vec(Rⱼ) = (I ⊗ τⱼ)(vec M − vec τⱼ); `row` takes the rows of the diagonal of it, `layer` their
+    sum, `full` all of them divided by ‖τⱼ‖.
+    """
+    rows, right = [], []
+    for one in tau:
+        out = len(one)
+        whole = np.kron(np.eye(out), one)
+        diagonal = whole[[k * out + k for k in range(out)]]
+        if granularity == "layer":
+            some = diagonal.sum(axis=0, keepdims=True)
+        elif granularity == "row":
+            some = diagonal
+        else:
+            some = whole / np.sqrt((one**2).sum())
+        rows.append(some)
+        right.append(some @ one.ravel())
+    return np.concatenate(rows), np.concatenate(right)
+
+
+def literal_solution(tau: np.ndarray, granularity: str, start: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """argmin ‖A vec(M) − b‖² under P(M − S) = 0, and of all of those the nearest to S.
+
+    M = S + NX with N an orthonormal basis of the complement: X is the shortest least squares solution of
+    A (N ⊗ I) x = b − A vec(S), which is numpy's.
+    """
+    a, b = equations(tau, granularity)
+    complement = np.linalg.qr(basis, mode="complete")[0][:, basis.shape[1] :]
+    free = np.kron(complement, np.eye(start.shape[1]))
+    found = np.linalg.lstsq(a @ free, b - a @ start.ravel(), rcond=1e-12)[0]
+    return start + (free @ found).reshape(start.shape)
+
+
+def close(found: Tensor, expected: np.ndarray | Tensor, tolerance: float = 1e-8) -> None:
+    expected = np.asarray(expected)
+    assert tuple(found.shape) == expected.shape
+    scale = max(1.0, float(np.abs(expected).max()))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("granularity", ["layer", "row", "full"])
+@shapes
+def test_the_equations_of_these_tests_are_the_surrogate(shape, granularity: str) -> None:
+    tau, update, _ = problem(shape, 0)
+    a, b = equations(tau.numpy(), granularity)
+    found = ((a @ update.numpy().ravel() - b) ** 2).sum()
+    assert 2 * float(objective(tau, granularity).value(update)) == pytest.approx(found, rel=1e-9)
+
+
+# Conjugate gradients
+
+
+@protected
+@pytest.mark.parametrize("granularity", ["layer", "row"])
+@shapes
+def test_conjugate_gradients_find_the_constrained_minimiser_nearest_to_the_start(shape, granularity, keep) -> None:
+    tau, start, basis = problem(shape, keep)
+    found, taken = conjugate_gradients(objective(tau, granularity), start, basis, tolerance=1e-12, steps=2000)
+    close(found, literal_solution(tau.numpy(), granularity, start.numpy(), basis.numpy()), 1e-6)
+    if keep:
+        close(basis.mT @ found, basis.mT @ start, 1e-9)
+    assert taken < 2000
+
+
+@pytest.mark.parametrize("granularity", ["layer", "row"])
+def test_protection_does_not_commute_with_row_and_layer(granularity: str) -> None:
+    # Which is why there is no closed form: the free solution, projected afterwards, is another and a worse one.
+    tau, start, basis = problem((3, 5, 6), 2)
+    quadratic = objective(tau, granularity)
+    found, _ = conjugate_gradients(quadratic, start, basis, tolerance=1e-12, steps=500)
+    free, _ = conjugate_gradients(quadratic, start, basis[:, :0], tolerance=1e-12, steps=500)
+    afterwards = start + (free - start) - basis @ (basis.mT @ (free - start))
+    assert float((found - afterwards).norm()) > 1e-3 * float(found.norm())
+    assert float(quadratic.value(found)) < float(quadratic.value(afterwards))
+
+
+def test_without_protection_every_row_is_a_small_problem_of_its_own() -> None:
+    # Method.md §3: per row a T × T solve. Where T ≤ in, every number of `row` vanishes.
+    tau, start, basis = problem((3, 4, 6), 0)
+    found, _ = conjugate_gradients(objective(tau, "row"), start, basis, tolerance=1e-12, steps=500)
+    for o in range(4):
+        rows = tau[:, o]
+        missing = rows.square().sum(dim=1) - rows @ start[o]
+        close(found[o], start[o] + rows.mT @ torch.linalg.solve(rows @ rows.mT, missing), 1e-7)
+    assert float(objective(tau, "row").value(found)) < 1e-15
+
+
+def test_layer_needs_as_many_steps_as_there_are_tasks() -> None:
+    for tasks in (1, 2, 4):
+        tau, start, basis = problem((tasks, 5, 6), 1)
+        _, taken = conjugate_gradients(objective(tau, "layer"), start, basis, tolerance=1e-10, steps=50)
+        assert taken == tasks
+
+
+def test_it_ends_at_the_tolerance_or_after_the_steps_whichever_comes_first() -> None:
+    tau, start, basis = problem((4, 8, 9), 2)
+    quadratic = objective(tau, "row")
+
+    def steepness(update: Tensor) -> float:
+        gradient = quadratic.gradient(update)
+        return float((gradient - basis @ (basis.mT @ gradient)).norm())
+
+    taken = []
+    for tolerance in (1e-1, 1e-3, 1e-6):
+        found, steps = conjugate_gradients(quadratic, start, basis, tolerance=tolerance, steps=500)
+        assert steepness(found) <= 1.001 * tolerance * steepness(start)
+        taken.append(steps)
+    assert taken[0] < taken[1] < taken[2]
+    assert conjugate_gradients(quadratic, start, basis, tolerance=1e-12, steps=3)[1] == 3
+    assert torch.equal(conjugate_gradients(quadratic, start, basis, steps=0)[0], start)
+
+
+@pytest.mark.parametrize("granularity", ["layer", "row"])
+def test_where_there_is_nothing_to_do_nothing_is_done(granularity: str) -> None:
+    tau, _, basis = problem((1, 3, 4), 1)
+    found, taken = conjugate_gradients(objective(tau, granularity), tau[0], basis)
+    assert torch.equal(found, tau[0])
+    assert taken == 0
+    nothing = torch.zeros_like(tau)
+    assert torch.equal(conjugate_gradients(objective(nothing, granularity), nothing[0], basis)[0], nothing[0])
+    everything = torch.eye(3, dtype=torch.float64)
+    kept, _ = conjugate_gradients(objective(tau, granularity), 0.3 * tau[0], everything)
+    close(kept, 0.3 * tau[0])
+
+
+# The closed form
+
+
+@protected
+@shapes
+def test_the_closed_form_is_the_constrained_minimiser(shape, keep: int) -> None:
+    tau, start, basis = problem(shape, keep)
+    quadratic = objective(tau, "full")
+    found = full_solution(quadratic, start, basis, "cutoff", 0.0)
+    close(found, literal_solution(tau.numpy(), "full", start.numpy(), basis.numpy()), 1e-7)
+    # Method.md §3 words it as M = P·S + (I − P)·B·G⁺.
+    inverse = np.linalg.pinv(quadratic.gram.numpy(), rcond=1e-12)
+    p = (basis @ basis.mT).numpy()
+    close(found, p @ start.numpy() + (np.eye(len(p)) - p) @ quadratic.target.numpy() @ inverse, 1e-7)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5), (3, 5, 4), (4, 6, 2)])
+def test_with_nothing_protected_and_no_filter_it_solves_the_normal_equations(shape) -> None:
+    tau, start, basis = problem(shape, 0)
+    quadratic = objective(tau, "full")
+    found = full_solution(quadratic, start, basis, "cutoff", 0.0)
+    close(found, np.linalg.solve(quadratic.gram.numpy(), quadratic.target.numpy().T).T)
+    elsewhere = full_solution(quadratic, torch.zeros_like(start), basis, "cutoff", 0.0)
+    close(elsewhere, found)  # where it starts does not matter then
+
+
+@pytest.mark.parametrize(("kind", "strength"), [("cutoff", 0.0), ("cutoff", 0.2), ("time", 1.5)])
+@pytest.mark.parametrize(("power", "top"), [(1.0, None), (0.0, 2), (3.0, 1)])
+def test_every_weight_and_filter_is_m_plus_the_filtered_gradient(kind, strength, power, top) -> None:
+    tau, start, basis = problem((3, 5, 4), 1)
+    quadratic = objective(tau, "full", power=power, top=top)
+    gram, b, s = (one.numpy() for one in (quadratic.gram, quadratic.target, start))
+    values, vectors = np.linalg.eigh(gram)
+    if kind == "cutoff":
+        f = np.array([1 / e if e > max(strength, 1e-12) * values.max() else 0.0 for e in values])
+    else:
+        f = np.array([(1 - np.exp(-strength * e / values.mean())) / e for e in values])
+    p = (basis @ basis.mT).numpy()
+    expected = s + (np.eye(5) - p) @ (b - s @ gram) @ vectors @ np.diag(f) @ vectors.T
+    close(full_solution(quadratic, start, basis, kind, strength), expected)
+
+
+def test_directions_that_are_cut_off_stay_where_they_were() -> None:
+    tau, start, basis = problem((2, 4, 6), 0)
+    quadratic = objective(tau, "full")
+    values, vectors = torch.linalg.eigh(quadratic.gram)
+    found = full_solution(quadratic, start, basis, "cutoff", 0.3)
+    weak = vectors[:, values <= 0.3 * values.max()]
+    assert 0 < weak.shape[1] < 6
+    close(found @ weak, start @ weak)
+    strong = vectors[:, values > 0.3 * values.max()]
+    close(quadratic.gradient(found) @ strong, torch.zeros(4, strong.shape[1]))
+
+
+# Filters
+
+
+@pytest.mark.parametrize("strength", [0.0, 1e-3, 0.25, 0.999])
+def test_the_cutoff_is_one_over_e_or_nothing(strength: float) -> None:
+    values = torch.tensor([0.0, 1e-18, 1e-4, 0.5, 1.9, 2.0], dtype=torch.float64)
+    expected = [1 / e if e > 2 * max(strength, 1e-14) else 0.0 for e in values.tolist()]
+    close(spectral_filter(values, "cutoff", strength), np.array(expected))
+
+
+@pytest.mark.parametrize("strength", [0.0, 1e-9, 0.1, 3.0, 1e6])
+def test_the_time_filter_is_its_equation_down_to_zero(strength: float) -> None:
+    values = torch.tensor([0.0, 1e-300, 1e-12, 1e-4, 0.5, 2.0], dtype=torch.float64)
+    mean = float(values.mean())
+    found = spectral_filter(values, "time", strength)
+    for e, f in zip(values.tolist(), found.tolist(), strict=True):
+        expected = strength / mean if e < 1e-200 else -np.expm1(-strength * e / mean) / e
+        assert f == pytest.approx(expected, rel=1e-9, abs=1e-300)
+
+
+def test_the_time_filter_becomes_one_over_e_in_the_end_and_begins_with_nothing() -> None:
+    values = torch.tensor([0.1, 1.0, 2.0], dtype=torch.float64)
+    close(spectral_filter(values, "time", 1e4), 1 / values)
+    close(spectral_filter(values, "time", 0.0), torch.zeros(3))
+
+
+@pytest.mark.parametrize("kind", ["cutoff", "time"])
+def test_no_eigenvalue_no_inverse(kind: str) -> None:
+    assert spectral_filter(torch.zeros(4), kind, 0.5).tolist() == [0, 0, 0, 0]
+
+
+def test_an_unknown_filter_is_refused() -> None:
+    with pytest.raises(MergeError, match=r"^there is no filter 'ridge'; use one of: cutoff, time\.$"):
+        spectral_filter(torch.ones(2), "ridge", 1.0)
+
+
+# Precision, and length
+
+
+@pytest.mark.parametrize("shape", [(4, 32, 48), (4, 48, 32)])
+def test_float32_is_good_to_three_digits(shape) -> None:
+    tau, start, basis = problem(shape, 5)
+
+    def error(found: Tensor, exact: Tensor) -> float:
+        return float((found.double() - exact).norm() / exact.norm())
+
+    for granularity in ("layer", "row"):
+        exact, single = (
+            conjugate_gradients(objective(t, granularity), s, u, tolerance=1e-5, steps=200)[0]
+            for t, s, u in ((tau, start, basis), (tau.float(), start.float(), basis.float()))
+        )
+        assert error(single, exact) < 1e-3
+    for kind, strength in (("cutoff", 1e-3), ("time", 3.0)):
+        exact, single = (
+            full_solution(objective(t, "full", power=1.0), s, u, kind, strength)
+            for t, s, u in ((tau, start, basis), (tau.float(), start.float(), basis.float()))
+        )
+        assert error(single, exact) < 1e-4
+
+
+@pytest.mark.parametrize("granularity", ["layer", "row"])
+@pytest.mark.parametrize("scale", [1e-9, 1e-6, 1e5])
+def test_in_float32_neither_short_nor_long_task_vectors_go_unsolved(granularity: str, scale: float) -> None:
+    # Gradients are of third order in τ: squares of them would be zero, or infinite.
+    tau, start, basis = (one.float() for one in problem((3, 16, 20), 2))
+    one, _ = conjugate_gradients(objective(tau, granularity), start, basis, tolerance=1e-4, steps=100)
+    other, _ = conjugate_gradients(objective(scale * tau, granularity), scale * start, basis, tolerance=1e-4, steps=100)
+    assert float((one - start).norm()) > 0.1 * float(start.norm())
+    torch.testing.assert_close(other / scale, one, rtol=0, atol=2e-3 * float(one.abs().max()))
+
+
+def test_inputs_stay_as_they_are() -> None:
+    tau, start, basis = problem((3, 4, 5), 1)
+    before = start.clone(), basis.clone()
+    for granularity in ("layer", "row"):
+        conjugate_gradients(objective(tau, granularity), start, basis)
+    full_solution(objective(tau, "full"), start, basis, "time", 1.0)
+    assert torch.equal(start, before[0])
+    assert torch.equal(basis, before[1])
