@@ -9,11 +9,12 @@ from apgd_teach.merging.iso_c import IsoC
 from apgd_teach.merging.laboratory import Laboratory, make_laboratory
 from apgd_teach.merging.merge import Merged, merge
 from apgd_teach.merging.method import Layer, Method, Update
+from apgd_teach.merging.modules import policy_of
 from apgd_teach.merging.preflight import Finding, Preflight, preflight
 from apgd_teach.merging.published import ApgdPublished
 from apgd_teach.merging.registry import METHODS
 from apgd_teach.merging.statedict import StateDict, fingerprint, task_vectors
-from apgd_teach.merging.stream import merge_files
+from apgd_teach.merging.stream import merge_files, preflight_files
 from apgd_teach.merging.subspace import principal_angles, projector, shared_basis
 from apgd_teach.merging.surrogate import residual, surrogate, taylor_gap, taylor_gap_with_gradient, weights
 from apgd_teach.merging.task_arithmetic import TaskArithmetic
@@ -49,7 +50,9 @@ __all__ = [
     "merge",
     "merge_files",
     "open_checkpoint",
+    "policy_of",
     "preflight",
+    "preflight_files",
     "principal_angles",
     "projector",
     "residual",

@@ -22,11 +22,11 @@ from apgd_teach.merging.audit import Audit
 from apgd_teach.merging.checkpoint import DTYPES, InFiles, Spec, open_checkpoint
 from apgd_teach.merging.engine import Inputs, passes, run
 from apgd_teach.merging.method import Method
-from apgd_teach.merging.preflight import Values, preflight_headers
+from apgd_teach.merging.preflight import Preflight, Values, preflight_headers
 from apgd_teach.merging.registry import pick
 from apgd_teach.progress import bar
 
-__all__ = ["merge_files"]
+__all__ = ["merge_files", "preflight_files"]
 
 _PRECISIONS = ("float32", "bfloat16", "float16", "float64")
 _NAMES = {kind: name for name, kind in DTYPES.items()}
@@ -83,18 +83,12 @@ def merge_files(
     kind = _precision(dtype)
     threads = _count(workers)
     place = pick_device("cpu" if device is None else device)
-    if not isinstance(experts, Mapping):
-        raise MergeError(f"the experts are a {type(experts).__name__}; give a dict of paths, {{name: path}}.")
-    opened = open_checkpoint(base, "base")
-    sources = {name: open_checkpoint(path, f"expert '{name}'") for name, path in experts.items()}
-    report = preflight_headers(
-        opened.specs,
-        {name: source.specs for name, source in sources.items()},
-        policy=policy,
-        others=getattr(chosen, "others", "average"),
-    )
-    report.raise_errors()
-    values = Values(sorted(sources), strict=True)
+    opened, sources = _opened(base, experts)
+    report = _headers(opened, sources, policy, getattr(chosen, "others", "average"))
+    report.raise_errors("preflight_files(base, experts)")
+    # The engine shows values in the precision that it computes in; the headers say in which they were stored.
+    stored = {"base": opened.specs, **{name: source.specs for name, source in sources.items()}}
+    values = Values(sorted(sources), strict=True, headers=stored)
     inputs = Inputs(opened, sources, policy, place, kind, values.look)
     target = _target(out, (opened, *sources.values()))
     ticks = passes(inputs, chosen)
@@ -113,6 +107,42 @@ def merge_files(
         writer.publish()
     names = {"base": opened, **{name: sources[name] for name in inputs.names}}
     return dataclasses.replace(audit, files={name: tuple(source.layout) for name, source in names.items()})
+
+
+def preflight_files(
+    base: str | os.PathLike[str],
+    experts: Mapping[str, str | os.PathLike[str]],
+    policy: Mapping[str, str] | None = None,
+) -> Preflight:
+    """What the headers of checkpoints on disk say against merging them; no tensor is read.
+
+    Args:
+        base, experts, policy: as `merge_files` takes them.
+
+    Returns:
+        The report. What only values show (NaN, another base, twins) `merge_files` finds on its way.
+
+    Raises:
+        MergeError: a file cannot be opened as a checkpoint.
+
+    Source: method.md §2.8. Lesson: 09.
+    """
+    return _headers(*_opened(base, experts), policy, "average")
+
+
+def _opened(
+    base: str | os.PathLike[str], experts: Mapping[str, str | os.PathLike[str]]
+) -> tuple[InFiles, dict[str, InFiles]]:
+    if not isinstance(experts, Mapping):
+        raise MergeError(f"the experts are a {type(experts).__name__}; give a dict of paths, {{name: path}}.")
+    opened = open_checkpoint(base, "base")
+    sources = {name: open_checkpoint(path, f"expert '{name}'") for name, path in experts.items()}
+    return opened, sources
+
+
+def _headers(base: InFiles, experts: Mapping[str, InFiles], policy: Mapping[str, str] | None, others: str) -> Preflight:
+    specs = {name: expert.specs for name, expert in experts.items()}
+    return preflight_headers(base.specs, specs, policy=policy, others=others)
 
 
 def _precision(dtype: object) -> torch.dtype | None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["kept", "mask", "thresholds"]
+__all__ = ["kept", "mask", "threshold", "thresholds"]
 
 _DIGIT = 16
 """Bits looked at in one pass. Non-negative floats sort as the integers that their bits are."""
@@ -36,11 +36,22 @@ def mask(task_vectors: Tensor, share: float, at: Tensor | None = None) -> Tensor
     Source: method.md §2.7. Lesson: 03.
     """
     found = torch.empty(task_vectors.shape, dtype=torch.bool, device=task_vectors.device)
+    least = threshold(task_vectors, share) if at is None else at
     for task, tau in enumerate(task_vectors):
-        sizes = tau.abs().to(torch.float32)
-        least = sizes.flatten().kthvalue(kept(share, sizes.numel())).values if at is None else at[task]
-        found[task] = sizes >= least
+        found[task] = tau.abs().to(torch.float32) >= least[task]
     return found
+
+
+def threshold(task_vectors: Tensor, share: float) -> Tensor:
+    """The |τ|, in float32, at and above which an entry of one layer alone is kept, shape (task,).
+
+    Args:
+        task_vectors: τ, shape (task, out, in).
+        share: of the entries of each task that is kept, 0 < share ≤ 1.
+    """
+    rank = kept(share, task_vectors[0].numel())
+    sizes = (tau.abs().to(torch.float32).flatten() for tau in task_vectors)
+    return torch.stack([size.kthvalue(rank).values for size in sizes])
 
 
 def thresholds(

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from apgd_teach.merging.method import ALONE, Layer, Update
 from apgd_teach.merging.settings import number
-from apgd_teach.merging.threshold import mask
+from apgd_teach.merging.threshold import mask, threshold
 
 __all__ = ["Ties"]
+
+_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -56,22 +58,18 @@ class Ties:
         Returns:
             M = λ · (mean over the tasks that are kept and have the elected sign), shape (out, in), and the facts.
         """
-        kept = mask(task_vectors, self.trim, layer.thresholds) & (task_vectors != 0)
-        elected = _sum(task_vectors, kept).sign()
-        # Task by task: a product of all at once would double the memory that the task vectors take.
-        agreeing = torch.stack([one & (tau * elected > 0) for tau, one in zip(task_vectors, kept, strict=True)])
-        voters = _sum(torch.ones_like(elected).expand_as(task_vectors), agreeing)
-        mean = _sum(task_vectors, agreeing) / voters.clamp_min(1)
-        counts = [(int(one.sum()), int(won.sum())) for one, won in zip(kept, agreeing, strict=True)]
+        at = threshold(task_vectors, self.trim) if layer.thresholds is None else layer.thresholds
+        update = torch.empty_like(task_vectors[0])
+        kept, elected = (torch.zeros(len(task_vectors), dtype=torch.int64) for _ in range(2))
+        # A block of rows at a time: masks and products of all tasks at once would double the memory.
+        for rows, block in zip(update.split(_ROWS), task_vectors.split(_ROWS, dim=1), strict=True):
+            there = mask(block, self.trim, at) & (block != 0)
+            agreeing = there & (block * (block * there).sum(dim=0).sign() > 0)
+            rows.copy_(self.coefficient * (block * agreeing).sum(dim=0) / agreeing.sum(dim=0).clamp_min(1))
+            kept += there.sum(dim=(1, 2)).cpu()
+            elected += agreeing.sum(dim=(1, 2)).cpu()
         facts = {
-            "kept": tuple(count / mean.numel() for count, _ in counts),
-            "elected": tuple(won / count if count else 0.0 for count, won in counts),
+            "kept": tuple((kept / update.numel()).tolist()),
+            "elected": tuple((elected / kept.clamp_min(1)).tolist()),
         }
-        return Update(self.coefficient * mean, facts)
-
-
-def _sum(task_vectors: Tensor, chosen: Tensor) -> Tensor:
-    total = torch.zeros_like(task_vectors[0])
-    for tau, one in zip(task_vectors, chosen, strict=True):
-        total += tau * one
-    return total
+        return Update(update, facts)
