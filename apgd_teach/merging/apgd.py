@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -13,9 +13,9 @@ from apgd_teach.merging.coefficients import task_aware
 from apgd_teach.merging.descent import Path, descend
 from apgd_teach.merging.exact import FILTERS, conjugate_gradients, full_solution
 from apgd_teach.merging.method import ALONE, Fact, Layer, Update
-from apgd_teach.merging.objective import Full, Objective, objective
+from apgd_teach.merging.objective import Full, objective
 from apgd_teach.merging.published import leak
-from apgd_teach.merging.rank import automatic_rank
+from apgd_teach.merging.rank import RULES, LayerFacts, automatic_rank
 from apgd_teach.merging.settings import number, whole
 from apgd_teach.merging.subspace import BASES, overflows, shared_basis
 from apgd_teach.merging.surrogate import check_granularity, surrogate, weights
@@ -64,7 +64,7 @@ class Apgd:
     Attributes:
         granularity: "layer", "row" (the paper's) or "full": how much of the residual is to vanish.
         solver: "exact", or "descent": `steps` steps of projected gradient descent.
-        protect: share of r = min(out, in) that is protected, 0 to 1, or "auto" (`rank.automatic_rank`).
+        protect: share of r = min(out, in) that is protected, 0 to 1, or "auto", or another rule of `rank.RULES`.
         power: p, for "full": weight sᵖ of a task's singular directions in its residual.
         directions: for "full": share of r of each task's directions that count; 1 counts all.
         filter, strength: for "full" and "exact": "cutoff" and a share, or "time" and a time; see `spectral_filter`.
@@ -103,7 +103,13 @@ class Apgd:
         for name, known in (("solver", SOLVERS), ("filter", FILTERS), ("basis", BASES)):
             if getattr(self, name) not in known:
                 raise MergeError(f"method 'apgd' has {name} = {getattr(self, name)!r}; use one of: {', '.join(known)}.")
-        if self.protect != "auto":
+        if isinstance(self.protect, str):
+            if self.protect not in RULES:
+                raise MergeError(
+                    f"method 'apgd' has protect = {self.protect!r}; give a number from 0 to 1 or one of: "
+                    f"{', '.join(RULES)}."
+                )
+        else:
             number(self.name, "protect", self.protect, 0, 1)
         number(self.name, "power", self.power, 0, 8)
         number(self.name, "directions", self.directions, 0, 1, above=True)
@@ -121,7 +127,7 @@ class Apgd:
         """The merged update M (out, in) of one layer, from τ (task, out, in)."""
         if overflows(task_vectors):
             return Update(torch.full_like(task_vectors[0], torch.nan))
-        solved = self.solve(task_vectors)
+        solved = self.solve(task_vectors, layer)
         update = solved.update
         facts: dict[str, Fact] = {}
         if self.trim < 1:
@@ -132,11 +138,12 @@ class Apgd:
             update = flattened(update, self.flatten)
         return Update(update, {**facts, **self._facts(task_vectors, solved, update)})
 
-    def solve(self, task_vectors: Tensor) -> Solution:
+    def solve(self, task_vectors: Tensor, layer: Layer = ALONE) -> Solution:
         """Coefficients, shared subspace and Δ of one layer; with "descent", the whole path.
 
         Args:
             task_vectors: τ, shape (task, out, in).
+            layer: its base_norm, for the rules of `protect` that ask for it.
         """
         tasks, out, columns = task_vectors.shape
         size = min(out, columns)
@@ -144,7 +151,7 @@ class Apgd:
         start = torch.einsum("t,toi->oi", coefficients, task_vectors)
         top = None if self.directions == 1 else max(1, round(self.directions * size))
         quadratic = objective(task_vectors, self.granularity, power=self.power, top=top)
-        basis = self._protected(task_vectors, quadratic, start)
+        basis = shared_basis(task_vectors, self._rank(task_vectors, layer), basis=self.basis)
         if self.solver == "descent":
             update, path = descend(quadratic, start, basis, self.steps)
             return Solution(update, start, coefficients, basis, path)
@@ -154,11 +161,15 @@ class Apgd:
             update, _ = conjugate_gradients(quadratic, start, basis)
         return Solution(update, start, coefficients, basis)
 
-    def _protected(self, task_vectors: Tensor, quadratic: Objective, start: Tensor) -> Tensor:
-        if self.protect == "auto":
-            everything = shared_basis(task_vectors, min(task_vectors.shape[1:]), basis=self.basis)
-            return everything[:, : automatic_rank(task_vectors, everything)]
-        return shared_basis(task_vectors, round(float(self.protect) * min(task_vectors.shape[1:])), basis=self.basis)
+    def _rank(self, task_vectors: Tensor, layer: Layer) -> int:
+        size = min(task_vectors.shape[1:])
+        if not isinstance(self.protect, str):
+            return round(self.protect * size)
+
+        def solve(tasks: Tensor, rank: int) -> Tensor:
+            return replace(self, protect=rank / size, solver="exact").solve(tasks).update
+
+        return automatic_rank(self.protect, LayerFacts(task_vectors, layer.base_norm, solve))
 
     def _facts(self, task_vectors: Tensor, solved: Solution, update: Tensor) -> dict[str, Fact]:
         share = weights(task_vectors, self.granularity)

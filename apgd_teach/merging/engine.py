@@ -202,7 +202,7 @@ def _merge_tensor(
         return kept, TensorRow(key, "keep", decision.reason, shape, size, mean, 0.0)
     facts: Mapping[str, object] = {}
     if decision.action == "merge":
-        update, facts = _ask(key, method, inputs, tau, norms, at)
+        update, facts = _ask(key, method, inputs, tau, norms, at, size)
     else:
         update = tau.mean(dim=0)
     moved, base = norm(update), base.to(tau.dtype)
@@ -230,12 +230,12 @@ def _fits(key: str, result: Tensor, kind: torch.dtype) -> Tensor:
 
 
 def _ask(
-    key: str, method: Method, inputs: Inputs, tau: Tensor, norms: list[float], at: Tensor | None
+    key: str, method: Method, inputs: Inputs, tau: Tensor, norms: list[float], at: Tensor | None, base_norm: float
 ) -> tuple[Tensor, Mapping[str, object]]:
     """The method's update of one layer, shape (out, in), and what is known of it."""
     matrices = tau.flatten(2) if tau.ndim > 3 else tau
     facts = _facts(matrices, norms)
-    layer = Layer(key, inputs.names, None if at is None else at.to(tau.device))
+    layer = Layer(key, inputs.names, None if at is None else at.to(tau.device), base_norm)
     version = matrices._version
     with no_data(f"merge(…, method='{method.name}')"):
         given = call(method, matrices, layer)

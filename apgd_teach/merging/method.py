@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
@@ -24,6 +25,7 @@ class Layer:
         experts: names of the tasks, in the order of the task axis.
         thresholds: shape (task,), or None. For a method with a `trim` setting: the |τ| at and above which an entry of
             each task is kept, found in a first pass over all merged layers together.
+        base_norm: ‖θ₀‖ of the layer; NaN when the method is called by hand and nobody says.
 
     Lesson: 03, 06.
     """
@@ -31,6 +33,7 @@ class Layer:
     name: str = ""
     experts: tuple[str, ...] = ()
     thresholds: Tensor | None = None
+    base_norm: float = math.nan
 
 
 ALONE = Layer()
@@ -57,7 +60,7 @@ class Method(Protocol):
 
     That is all a method of your own needs; `merge(base, experts, Mine(…))` takes it. Four things it may have:
 
-    * a second argument, `layer`, a `Layer`: its name, the tasks' names, thresholds;
+    * a second argument, `layer`, a `Layer`: its name, the tasks' names, thresholds, ‖θ₀‖;
     * an `Update` as its result, whose facts go into the audit;
     * `trim`, a share: each expert's threshold for keeping that share of its largest |τ| over all merged layers
       arrives in `layer.thresholds` (None when `trim` is 1 or more);

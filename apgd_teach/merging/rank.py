@@ -1,12 +1,152 @@
-"""How much to protect, read off the task vectors alone."""
+"""How much to protect, read off the weights alone: the rules that were tried, and the one that "auto" stands for."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 
-__all__ = ["automatic_rank"]
+from apgd_teach.errors import MergeError
+from apgd_teach.merging.subspace import left_vectors
+from apgd_teach.merging.surrogate import surrogate, weights
+
+__all__ = ["RULES", "LayerFacts", "automatic_rank"]
+
+Solve = Callable[[Tensor, int], Tensor]
+"""From τ (task, out, in) and a rank k to the merged update M (out, in) with k directions protected."""
+
+GRID = (0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+"""Shares of r that the rules which have to solve the layer choose from."""
 
 
-def automatic_rank(task_vectors: Tensor, basis: Tensor) -> int:
-    """How many of the shared directions to protect."""
-    return 0
+@dataclass(frozen=True)
+class LayerFacts:
+    """What a rule may look at.
+
+    Attributes:
+        task_vectors: τ, shape (task, out, in).
+        base_norm: ‖θ₀‖ of the layer; NaN where it is not known.
+        solve: the method's own solver.
+    """
+
+    task_vectors: Tensor
+    base_norm: float
+    solve: Solve
+
+    @property
+    def size(self) -> int:
+        """r = min(out, in), the most that can be protected."""
+        return min(self.task_vectors.shape[1:])
+
+    @property
+    def choices(self) -> list[int]:
+        """The ranks of `GRID`, each once."""
+        return sorted({round(share * self.size) for share in GRID})
+
+
+def step(layer: LayerFacts) -> float:
+    """½·(‖τ‖/‖θ₀‖)² of r, with the mean ‖τ‖ of the tasks that moved: what first order neglects grows as the square.
+
+    A mild update of some hundredths protects next to nothing, a hot one of a half an eighth of r.
+    """
+    if not layer.base_norm > 0:
+        raise MergeError(
+            "protect='auto' compares the task vectors with the base, and the layer does not say how long that is; "
+            "use merge(…), or call the method with Layer(base_norm=…), or give protect as a number."
+        )
+    norms = torch.linalg.vector_norm(layer.task_vectors, dim=(1, 2))
+    moved = norms[norms > 0]
+    relative = float(moved.mean()) / layer.base_norm if len(moved) else 0.0
+    return relative**2 / 2 * layer.size
+
+
+def energy(layer: LayerFacts) -> float:
+    """As many output directions as hold half of Σ ‖τⱼ‖²: what the tasks mostly do is what they share."""
+    held = _spectrum(layer.task_vectors).cumsum(0)
+    return float((held < held[-1] / 2).sum()) + 1 if held[-1] > 0 else 0.0
+
+
+def participation(layer: LayerFacts) -> float:
+    """The participation ratio (Σe)²/Σe² of the eigenvalues e of Σ τⱼτⱼᵀ: how many directions are in use."""
+    values = _spectrum(layer.task_vectors)
+    return float(values.sum() ** 2 / values.square().sum()) if values.sum() > 0 else 0.0
+
+
+def length(layer: LayerFacts) -> float:
+    """As few as make the solved M no longer than twice the median task vector: a longer one extrapolates."""
+    limit = 2 * float(torch.linalg.vector_norm(layer.task_vectors, dim=(1, 2)).median())
+    solved = [float(torch.linalg.vector_norm(layer.solve(layer.task_vectors, rank))) for rank in layer.choices]
+    return next((rank for rank, found in zip(layer.choices, solved, strict=True) if found <= limit), layer.choices[-1])
+
+
+def agreement(layer: LayerFacts) -> float:
+    """Where the solved M leaves least of `row`, which it was not solved for: two granularities that agree."""
+    return _least(layer, lambda rank: _total(layer.task_vectors, layer.solve(layer.task_vectors, rank), "row"))
+
+
+def left_out(layer: LayerFacts) -> float:
+    """Where `full` of the tasks in the merge and of one that was left out of it is least, each left out once."""
+    tau = layer.task_vectors
+    if len(tau) < 2:
+        return 0.0
+
+    def score(rank: int) -> float:
+        inside = _total(tau, layer.solve(tau, rank), "full")
+        outside = 0.0
+        for task in range(len(tau)):
+            others = torch.cat([tau[:task], tau[task + 1 :]])
+            outside += _total(tau[task : task + 1], layer.solve(others, rank), "full")
+        return inside + outside
+
+    return _least(layer, score)
+
+
+RULES: dict[str, Callable[[LayerFacts], float]] = {
+    "auto": step,
+    "step": step,
+    "energy": energy,
+    "participation": participation,
+    "length": length,
+    "agreement": agreement,
+    "left_out": left_out,
+}
+"""Rules by name, each a number of directions; "auto" is the one that did best (`benchmarks/settings.md`)."""
+
+
+def automatic_rank(rule: str, layer: LayerFacts) -> int:
+    """How many of the shared directions to protect.
+
+    Args:
+        rule: a name in `RULES`.
+        layer: what the rule may look at.
+
+    Returns:
+        k, from 0 to r.
+
+    Raises:
+        MergeError: the rule needs what the layer does not say.
+
+    Source: method.md §4; the rules and what each reached: `benchmarks/settings.md`. Lesson: 05.
+    """
+    found = RULES[rule](layer)
+    return min(layer.size, max(0, round(found))) if math.isfinite(found) else 0
+
+
+def _spectrum(task_vectors: Tensor) -> Tensor:
+    """Eigenvalues of Σ τⱼτⱼᵀ / ‖τⱼ‖², largest first: energy by output direction, every task counting the same."""
+    scaled = task_vectors * weights(task_vectors, "full").sqrt()[:, None, None]
+    return left_vectors(scaled.permute(1, 0, 2).flatten(1))[1].square()
+
+
+def _total(task_vectors: Tensor, update: Tensor, granularity: str) -> float:
+    """Σⱼ surrogateⱼ as a share of the base's, so that no task outvotes another."""
+    there = surrogate(task_vectors, update, granularity)
+    nothing = surrogate(task_vectors, torch.zeros_like(update), granularity)
+    return float(torch.where(nothing > 0, there / nothing, 0.0).sum())
+
+
+def _least(layer: LayerFacts, score: Callable[[int], float]) -> int:
+    return min(layer.choices, key=score)
