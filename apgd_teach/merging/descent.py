@@ -104,26 +104,26 @@ def descend(
 
     Source: method.md §2.4, §3. Lesson: 06.
     """
-    update = start.clone()
-    gradient, unit = free_gradient(quadratic, basis, update)
+    gradient, unit = free_gradient(quadratic, basis, start)
     safe = rate is None
     if rate is None:
         lipschitz = largest_curvature(quadratic.curvature, basis, gradient)
         rate = 1 / lipschitz if lipschitz > 0 else 0.0
-    path = [_step(quadratic, update, start, basis)]
+    moved = torch.zeros_like(start)
+    path = [_step(quadratic, start, moved, basis)]
     for _ in range(steps):
         bent = off(basis, quadratic.curvature(gradient))
         size, along = float(gradient.square().sum()), float((gradient * bent).sum())
         if safe and along * rate > size > 0:
             rate = size / along
-        update = update - rate * unit * gradient
+        # Projected as a whole: what rounding leaves of the protected part does not add up.
+        moved = off(basis, moved - rate * unit * gradient)
         gradient = gradient - rate * bent
-        path.append(_step(quadratic, update, start, basis))
-    return update, tuple(path)
+        path.append(_step(quadratic, start, moved, basis))
+    return start + moved, tuple(path)
 
 
-def _step(quadratic: Objective, update: Tensor, start: Tensor, basis: Tensor) -> Step:
-    moved = update - start
+def _step(quadratic: Objective, start: Tensor, moved: Tensor, basis: Tensor) -> Step:
     size = float(torch.linalg.vector_norm(moved))
     inside = float(torch.linalg.vector_norm(basis.mT @ moved)) if basis.shape[1] else 0.0
-    return Step(2 * float(quadratic.value(update)), size, (inside / size) ** 2 if size else math.nan)
+    return Step(2 * float(quadratic.value(start + moved)), size, (inside / size) ** 2 if size else math.nan)

@@ -87,8 +87,8 @@ def conjugate_gradients(
 
     Source: method.md §3. Lesson: 06.
     """
-    update = start.clone()
-    gradient, unit = free_gradient(quadratic, basis, update)
+    gradient, unit = free_gradient(quadratic, basis, start)
+    moved = torch.zeros_like(start)
     left = -gradient
     direction = left.clone()
     size = begun = float(left.square().sum())
@@ -99,9 +99,9 @@ def conjugate_gradients(
         along = float((direction * bent).sum())
         if not along > 0:
             break
-        update = update + unit * size / along * direction
+        moved = moved + unit * size / along * direction
         left = left - size / along * bent
         last, size = size, float(left.square().sum())
         direction = left + size / last * direction
         taken += 1
-    return update, taken
+    return start + off(basis, moved), taken

@@ -91,7 +91,9 @@ def shared_basis(task_vectors: Tensor, keep: int, *, per_task: int | None = None
         # A task without a direction there has no vector to give; an eigendecomposition invents one.
         chosen = chosen * (_inverse(values[:, :count]) > 0).unsqueeze(1)
     together = chosen.permute(1, 0, 2).reshape(out, -1)
-    shared, lengths = left_vectors(together)
+    # One task's vectors are in order already; all of length one, another decomposition would shuffle them.
+    alone = together, torch.linalg.vector_norm(together, dim=0)
+    shared, lengths = left_vectors(together) if tasks > 1 else alone
     shared = shared[:, : min(keep, int((_inverse(lengths) > 0).sum()))]
     # Weak directions of a tall matrix come out askew, and a projector of those would not project.
     return torch.linalg.qr(shared).Q if shared.shape[1] else shared

@@ -113,6 +113,16 @@ def test_tasks_that_nearly_agree_have_an_orthonormal_basis_all_the_same(shape, d
     close(projector(found) @ inside, inside, 0.02 if dtype == torch.float32 else 1e-4)
 
 
+@pytest.mark.parametrize("basis", ["published", "weighted"])
+@pytest.mark.parametrize("shape", [(9, 6), (6, 9), (7, 7)])
+def test_of_one_task_the_strongest_directions_come_first(shape, basis: str) -> None:
+    # All of length one, they would come out of a second decomposition in any order and mixture.
+    tau = draw(1, *shape)
+    for keep in (1, 3):
+        first = np.linalg.svd(tau[0].numpy())[0][:, :keep]
+        close(projector(shared_basis(tau, keep, basis=basis)), first @ first.T)
+
+
 @shapes
 def test_there_are_never_more_directions_than_the_tasks_have(shape) -> None:
     tau = draw(*shape)
