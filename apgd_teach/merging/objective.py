@@ -153,12 +153,17 @@ def _full(task_vectors: Tensor, power: float, top: int | None) -> Full:
         used = values > values[:1] * 4 * torch.finfo(values.dtype).eps ** 0.5
         # In units of the largest: a high power of a short update would be no number.
         weights = torch.where(used, values / values[:1], 1.0) ** power * used
-        if top is not None:
-            weights[top:] = 0
+        weights, values = weights[:top], values[:top]
         total = weights.sum()
         if total > 0:
-            scaled = vectors * (weights / total).sqrt()
-            gram.addmm_(scaled, scaled.mT)
-            target.addmm_(tau @ scaled, scaled.mT)
+            scaled = vectors[:, :top] * (weights / total).sqrt()
+            if columns < 2 * len(weights):
+                # τH at once is fewer products than by way of the directions.
+                one = scaled @ scaled.mT
+                gram += one
+                target.addmm_(tau, one)
+            else:
+                gram.addmm_(scaled, scaled.mT)
+                target.addmm_(tau @ scaled, scaled.mT)
             constant += (values.square() * weights).sum() / total
     return Full(gram, target, constant)
