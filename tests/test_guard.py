@@ -191,6 +191,45 @@ def test_a_method_may_import_from_an_archive_on_the_path(files: Path, monkeypatc
         sys.modules.pop("inside", None)
 
 
+OPTIMISES = """
+import torch
+from apgd_teach.merging import merge
+
+class Fits:
+    name = "fits"
+
+    def __call__(self, task_vectors):
+        with torch.enable_grad():
+            update = torch.zeros_like(task_vectors[0], requires_grad=True)
+            adam = torch.optim.Adam([update], lr=0.1)
+            for _ in range(200):
+                adam.zero_grad()
+                (task_vectors - update).square().sum().backward()
+                adam.step()
+        return update.detach()
+
+experts = {name: {"w": torch.full((2, 3), value)} for name, value in (("a", 1.0), ("b", 2.0))}
+print(merge({"w": torch.zeros(2, 3)}, experts, Fits()).state_dict["w"].mean().item())
+"""
+
+
+def test_a_method_may_use_an_optimiser_for_the_first_time() -> None:
+    # In an interpreter of its own: the first optimiser looks up which packages are installed, in their metadata.
+    ran = subprocess.run([sys.executable, "-c", OPTIMISES], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    assert float(ran.stdout) == pytest.approx(1.5, abs=1e-3)
+
+
+def test_package_metadata_is_read_and_a_file_named_nearly_so_is_not(tmp_path: Path) -> None:
+    about = tmp_path / "mine-1.0.dist-info" / "METADATA"
+    about.parent.mkdir()
+    about.write_text("Name: mine")
+    near = tmp_path / "mine.dist-info"
+    near.write_text("1,1,1")
+    assert during_a_merge(about.read_text) == "Name: mine"
+    is_stopped(near.read_text, "the file '.*mine.dist-info")
+
+
 # Where the guard holds
 
 
