@@ -15,7 +15,7 @@ BASES = ("published", "weighted")
 """How the tasks' left singular vectors are put together: as they are, or each as long as its singular value."""
 
 
-def left_vectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
+def left_vectors(matrix: Tensor, count: int | None = None) -> tuple[Tensor, Tensor]:
     """Left singular vectors and singular values, largest first, from an eigendecomposition of the smaller Gram side.
 
     Three to ten times as fast as an SVD, and as good where it matters: what is lost are directions whose singular
@@ -25,17 +25,18 @@ def left_vectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         matrix: shape (…, out, in).
+        count: how many vectors, the first ones; all r when None.
 
     Returns:
-        vectors U (…, out, r) and values s (…, r), r = min(out, in).
+        vectors U (…, out, count) and all values s (…, r), r = min(out, in).
 
     Source: method.md §4D. Lesson: 05.
     """
     rows, columns = matrix.shape[-2:]
     if rows <= columns:
-        return _by_gram(matrix @ matrix.mT)
-    right, values = _by_gram(matrix.mT @ matrix)
-    return matrix @ right * _inverse(values).unsqueeze(-2), values
+        return _by_gram(matrix @ matrix.mT, count)
+    right, values = _by_gram(matrix.mT @ matrix, count)
+    return matrix @ right * _inverse(values)[..., :count].unsqueeze(-2), values
 
 
 def right_vectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,9 +44,10 @@ def right_vectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return left_vectors(matrix.mT)
 
 
-def _by_gram(gram: Tensor) -> tuple[Tensor, Tensor]:
+def _by_gram(gram: Tensor, count: int | None) -> tuple[Tensor, Tensor]:
     values, vectors = torch.linalg.eigh(gram)
-    return vectors.flip(-1), values.flip(-1).clamp_min(0).sqrt()
+    first = 0 if count is None else max(0, gram.shape[-1] - count)
+    return vectors[..., first:].flip(-1), values.flip(-1).clamp_min(0).sqrt()
 
 
 def _inverse(values: Tensor) -> Tensor:
@@ -82,8 +84,9 @@ def shared_basis(task_vectors: Tensor, keep: int, *, per_task: int | None = None
     if keep <= 0:
         return task_vectors.new_zeros(out, 0)
     count = max(1, min(out, columns) // tasks) if per_task is None else per_task
-    vectors, values = left_vectors(task_vectors)
-    chosen = vectors[..., :count]
+    # One task at a time: the vectors of all of them would be as large as the task vectors.
+    pairs = [left_vectors(tau, count) for tau in task_vectors]
+    chosen, values = (torch.stack(one) for one in zip(*pairs, strict=True))
     if basis == "weighted":
         norms = torch.linalg.vector_norm(task_vectors, dim=(1, 2)).clamp_min(torch.finfo(values.dtype).tiny)
         chosen = chosen * (values[:, :count] / norms[:, None]).unsqueeze(1)

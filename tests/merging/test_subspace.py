@@ -185,6 +185,17 @@ def test_left_vectors_are_those_of_an_svd(shape) -> None:
         is_orthonormal(u, 1e-7)
 
 
+@pytest.mark.parametrize("shape", [(9, 5), (5, 9), (3, 7, 4)])
+@pytest.mark.parametrize("count", [0, 1, 3, 99])
+def test_the_first_left_vectors_alone_are_the_first_of_all(shape, count: int) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    everything, values = left_vectors(matrix)
+    some, same = left_vectors(matrix, count)
+    assert torch.equal(same, values)
+    assert some.shape == everything[..., :count].shape
+    assert torch.allclose(some, everything[..., :count])
+
+
 @pytest.mark.parametrize("shape", [(9, 6), (6, 9), (7, 7)])
 @pytest.mark.parametrize("rank", [0, 1, 4])
 def test_of_a_matrix_of_low_rank_the_directions_that_are_there_come_first(shape, rank: int) -> None:
