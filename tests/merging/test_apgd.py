@@ -307,11 +307,12 @@ def test_nor_do_their_names_change_more_than_rounding(base, experts, cast, name:
         torch.testing.assert_close(tensor, first[key], rtol=0, atol=1e-7)
 
 
-@given(small, kinds, st.integers(0, 999), st.sampled_from([1e-6, 1e-2, 1e3]))
+@given(small, kinds, st.integers(0, 999), st.sampled_from([2.0**-20, 2.0**-7, 2.0**10]))
 @settings(deadline=None, max_examples=60)
 def test_scaling_all_task_vectors_scales_the_update(shape, kind, seed: int, scale: float) -> None:
     tau = task_vectors(shape, seed)
     method = apgd(**kind)
+    # By powers of two, which round nothing: conjugate gradients stop early, where rounding chooses the way.
     scaled = method(scale * tau).matrix / scale
     torch.testing.assert_close(scaled, method(tau).matrix, rtol=1e-5, atol=1e-5 * float(tau.abs().max()))
 
