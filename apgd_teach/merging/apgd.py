@@ -166,8 +166,13 @@ class Apgd:
         if not isinstance(self.protect, str):
             return round(self.protect * size)
 
-        def solve(tasks: Tensor, rank: int) -> Tensor:
-            return replace(self, protect=rank / size, solver="exact").solve(tasks).update
+        def solve(tasks: Tensor, ranks: list[int]) -> list[Tensor]:
+            if self.granularity != "full":
+                return [replace(self, protect=rank / size, solver="exact").solve(tasks).update for rank in ranks]
+            # P and G commute: one solution serves all ranks.
+            free = replace(self, protect=0.0, solver="exact").solve(tasks)
+            basis = shared_basis(tasks, max(ranks), basis=self.basis)
+            return [free.update - _inside(basis[:, :rank], free.update - free.start) for rank in ranks]
 
         return automatic_rank(self.protect, LayerFacts(task_vectors, layer.base_norm, solve))
 
@@ -187,6 +192,11 @@ class Apgd:
             "surrogate_before": left(solved.start),
             "surrogate_after": left(update),
         }
+
+
+def _inside(basis: Tensor, matrix: Tensor) -> Tensor:
+    """P X: what of X (out, in) lies in the subspace."""
+    return basis @ (basis.mT @ matrix)
 
 
 def _trimmed(task_vectors: Tensor, solved: Solution, kept: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from apgd_teach.merging.surrogate import surrogate, weights
 
 __all__ = ["RULES", "LayerFacts", "automatic_rank"]
 
-Solve = Callable[[Tensor, int], Tensor]
-"""From τ (task, out, in) and a rank k to the merged update M (out, in) with k directions protected."""
+Solve = Callable[[Tensor, list[int]], list[Tensor]]
+"""From τ (task, out, in) and ranks to the merged updates M (out, in) with so many directions protected."""
 
 GRID = (0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 """Shares of r that the rules which have to solve the layer choose from."""
@@ -78,13 +78,15 @@ def participation(layer: LayerFacts) -> float:
 def length(layer: LayerFacts) -> float:
     """As few as make the solved M no longer than twice the median task vector: a longer one extrapolates."""
     limit = 2 * float(torch.linalg.vector_norm(layer.task_vectors, dim=(1, 2)).median())
-    solved = [float(torch.linalg.vector_norm(layer.solve(layer.task_vectors, rank))) for rank in layer.choices]
-    return next((rank for rank, found in zip(layer.choices, solved, strict=True) if found <= limit), layer.choices[-1])
+    solved = layer.solve(layer.task_vectors, layer.choices)
+    lengths = [float(torch.linalg.vector_norm(update)) for update in solved]
+    return next((rank for rank, found in zip(layer.choices, lengths, strict=True) if found <= limit), layer.choices[-1])
 
 
 def agreement(layer: LayerFacts) -> float:
     """Where the solved M leaves least of `row`, which it was not solved for: two granularities that agree."""
-    return _least(layer, lambda rank: _total(layer.task_vectors, layer.solve(layer.task_vectors, rank), "row"))
+    solved = layer.solve(layer.task_vectors, layer.choices)
+    return _least(layer, [_total(layer.task_vectors, update, "row") for update in solved])
 
 
 def left_out(layer: LayerFacts) -> float:
@@ -93,15 +95,12 @@ def left_out(layer: LayerFacts) -> float:
     if len(tau) < 2:
         return 0.0
 
-    def score(rank: int) -> float:
-        inside = _total(tau, layer.solve(tau, rank), "full")
-        outside = 0.0
-        for task in range(len(tau)):
-            others = torch.cat([tau[:task], tau[task + 1 :]])
-            outside += _total(tau[task : task + 1], layer.solve(others, rank), "full")
-        return inside + outside
-
-    return _least(layer, score)
+    scores = [_total(tau, update, "full") for update in layer.solve(tau, layer.choices)]
+    for task in range(len(tau)):
+        others = torch.cat([tau[:task], tau[task + 1 :]])
+        for place, update in enumerate(layer.solve(others, layer.choices)):
+            scores[place] += _total(tau[task : task + 1], update, "full")
+    return _least(layer, scores)
 
 
 RULES: dict[str, Callable[[LayerFacts], float]] = {
@@ -148,5 +147,5 @@ def _total(task_vectors: Tensor, update: Tensor, granularity: str) -> float:
     return float(torch.where(nothing > 0, there / nothing, 0.0).sum())
 
 
-def _least(layer: LayerFacts, score: Callable[[int], float]) -> int:
-    return min(layer.choices, key=score)
+def _least(layer: LayerFacts, scores: list[float]) -> int:
+    return min(zip(scores, layer.choices, strict=True))[1]
