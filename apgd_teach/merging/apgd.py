@@ -67,7 +67,8 @@ class Apgd:
         protect: share of r = min(out, in) that is protected, 0 to 1, or "auto", or another rule of `rank.RULES`.
         power: p, for "full": weight sᵖ of a task's singular directions in its residual.
         directions: for "full": share of r of each task's directions that count; 1 counts all.
-        filter, strength: for "full" and "exact": "cutoff" and a share, or "time" and a time; see `spectral_filter`.
+        filter, strength: for "full" and "exact": "time" and a time (3 when None), or "cutoff" and a share (0.001 when
+            None); see `spectral_filter`.
         flatten: share by which the singular values of the solved M are drawn to their mean: 0 leaves them.
         trim: share of each expert's largest |τ| over all merged layers in whose places (τᵢ + Δ) is kept; 1 keeps all.
         coefficient: c of λᵢ = min(1, c·median‖τ‖/‖τᵢ‖); 1/T when None, so that S is about the average.
@@ -90,7 +91,7 @@ class Apgd:
     power: float = 1.0
     directions: float = 1.0
     filter: str = "time"
-    strength: float = 3.0
+    strength: float | None = None
     flatten: float = 0.5
     trim: float = 1.0
     coefficient: float | None = None
@@ -114,8 +115,8 @@ class Apgd:
         number(self.name, "power", self.power, 0, 8)
         number(self.name, "directions", self.directions, 0, 1, above=True)
         if self.filter == "cutoff":
-            number(self.name, "strength", self.strength, 0, 1, below=True)
-        number(self.name, "strength", self.strength, 0)
+            number(self.name, "strength", self._strength, 0, 1, below=True)
+        number(self.name, "strength", self._strength, 0)
         number(self.name, "flatten", self.flatten, 0, 1)
         number(self.name, "trim", self.trim, 0, 1, above=True)
         if self.coefficient is not None:
@@ -156,10 +157,14 @@ class Apgd:
             update, path = descend(quadratic, start, basis, self.steps)
             return Solution(update, start, coefficients, basis, path)
         if isinstance(quadratic, Full):
-            update = full_solution(quadratic, start, basis, self.filter, self.strength)
+            update = full_solution(quadratic, start, basis, self.filter, self._strength)
         else:
             update, _ = conjugate_gradients(quadratic, start, basis)
         return Solution(update, start, coefficients, basis)
+
+    @property
+    def _strength(self) -> float:
+        return {"time": 3.0, "cutoff": 1e-3}[self.filter] if self.strength is None else self.strength
 
     def _rank(self, task_vectors: Tensor, layer: Layer) -> int:
         size = min(task_vectors.shape[1:])
@@ -216,10 +221,23 @@ def flattened(update: Tensor, share: float) -> Tensor:
 
     Source: method.md §4F; with share 1 and M = Σ τᵢ this is Iso-C, arXiv 2502.04959. Lesson: 05.
     """
-    left, values, right = torch.linalg.svd(update, full_matrices=False)
-    there = values > values[:1] * max(update.shape) * torch.finfo(values.dtype).eps
+    # M = U S Vᵀ; from the smaller Gram side (MMᵀ = U S² Uᵀ) comes all that is needed, in double precision, since a Gram
+    # matrix squares the condition. MPS has none, and a double has no wider type: these take the SVD.
+    if update.dtype == torch.float64 or update.device.type == "mps":
+        left, values, right = torch.linalg.svd(update, full_matrices=False)
+        return (left * _drawn(values, share, update.dtype)) @ right
+    tall = update.shape[0] > update.shape[1]
+    wide = (update.mT if tall else update).to(torch.float64)
+    squares, vectors = torch.linalg.eigh(wide @ wide.mT)
+    values = squares.clamp_min(0).sqrt()
+    scale = torch.where(values > 0, _drawn(values, share, update.dtype) / values, 0.0)
+    result = ((vectors * scale) @ (vectors.mT @ wide)).to(update.dtype)
+    return result.mT if tall else result
+
+
+def _drawn(values: Tensor, share: float, dtype: torch.dtype) -> Tensor:
+    """Singular values drawn to their mean, those of directions that M does not have left at zero."""
+    there = values > values.max() * 2 * len(values) * torch.finfo(dtype).eps
     if not bool(there.any()):
-        return update.clone()
-    # A direction that M does not have is not invented.
-    mean = values[there].mean()
-    return (left * torch.where(there, (1 - share) * values + share * mean, 0.0)) @ right
+        return torch.zeros_like(values)
+    return torch.where(there, (1 - share) * values + share * values[there].mean(), 0.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -126,4 +125,4 @@ def descend(
 def _step(quadratic: Objective, start: Tensor, moved: Tensor, basis: Tensor) -> Step:
     size = float(torch.linalg.vector_norm(moved))
     inside = float(torch.linalg.vector_norm(basis.mT @ moved)) if basis.shape[1] else 0.0
-    return Step(2 * float(quadratic.value(start + moved)), size, (inside / size) ** 2 if size else math.nan)
+    return Step(2 * float(quadratic.value(start + moved)), size, (inside / size) ** 2 if size else 0.0)

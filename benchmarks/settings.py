@@ -1,0 +1,238 @@
+"""Which settings of `apgd`, and which rule for the protected rank, the runs support: measured, one cell at a time.
+
+    python benchmarks/settings.py run design settings     # or: run held-out ranks; stop and go on as you like
+    python benchmarks/settings.py report                  # writes settings.md from settings.json
+
+Settings are compared on validation images of the design pools. What was chosen there is reported on test images of the
+held-out pools: other seeds, another network, other tasks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import statistics
+from pathlib import Path
+
+import torch
+from pools import PARTS, Setting, pool_of, settings_of
+
+from apgd_teach.cache import Cache, cache_folder
+from apgd_teach.evaluate import Evaluator
+from apgd_teach.files import write_atomically
+from apgd_teach.merging import merge
+from apgd_teach.merging.method import Method
+from apgd_teach.merging.registry import METHODS
+from apgd_teach.tables import Table
+
+HERE = Path(__file__).parent
+RESULTS = Path(os.environ.get("RESULTS", HERE / "settings.json"))
+IMAGES = {"design": ("validation", 500), "held-out": ("test", 1000)}
+
+Candidates = dict[str, tuple[str, dict[str, object]]]
+
+PEERS: Candidates = {
+    "average": ("average", {}),
+    "task arithmetic 0.3": ("task_arithmetic", {"coefficient": 0.3}),
+    "task-aware 0.3": ("task_aware", {"coefficient": 0.3}),
+    "TIES": ("ties", {}),
+    "TSV-M": ("tsv_m", {}),
+    "Iso-C": ("iso_c", {}),
+    "Iso-C 1.5": ("iso_c", {"coefficient": 1.5}),
+    "WUDI": ("wudi", {}),
+}
+PAPER = {"granularity": "row", "coefficient": 0.3, "flatten": 0.0}
+FULL = {"granularity": "full", "filter": "time", "strength": 3.0}
+SETTINGS: Candidates = {
+    **PEERS,
+    "row, r/6, trim 0.3": ("apgd", {**PAPER, "protect": 1 / 6, "trim": 0.3}),
+    "row, r/6": ("apgd", {**PAPER, "protect": 1 / 6}),
+    **{
+        f"full, p {power:g}, flatten {share:g}": (
+            "apgd",
+            {**FULL, "power": power, "flatten": share, "protect": 0.0},
+        )
+        for power in (2.0, 1.0, 0.5)
+        for share in (0.0, 0.5, 0.75)
+    },
+    "full, p 1, flatten 0.5, t 10": ("apgd", {**FULL, "power": 1.0, "flatten": 0.5, "strength": 10.0, "protect": 0.0}),
+    "full, p 1.5, flatten 0.75": ("apgd", {**FULL, "power": 1.5, "flatten": 0.75, "protect": 0.0}),
+    "full, p 1, flatten 0.75, t 10": (
+        "apgd",
+        {**FULL, "power": 1.0, "flatten": 0.75, "strength": 10.0, "protect": 0.0},
+    ),
+    "full, p 1, flatten 0.65": ("apgd", {**FULL, "power": 1.0, "flatten": 0.65, "protect": 0.0}),
+    "full, p 1, flatten 0.75, auto": ("apgd", {**FULL, "power": 1.0, "flatten": 0.75, "protect": "auto"}),
+    "full, p 1, flatten 0.5, r/64": ("apgd", {**FULL, "power": 1.0, "flatten": 0.5, "protect": 1 / 64}),
+    "full, p 1, flatten 0.5, r/6": ("apgd", {**FULL, "power": 1.0, "flatten": 0.5, "protect": 1 / 6}),
+    "full, p 1, flatten 0.5, auto": ("apgd", {**FULL, "power": 1.0, "flatten": 0.5, "protect": "auto"}),
+}
+CONSTANTS = {"0": 0.0, **{f"r/{part}": 1 / part for part in (128, 64, 32, 16, 8, 6, 4, 2)}}
+RULES = ("step", "energy", "participation", "length", "agreement", "left_out")
+RANKS: Candidates = {
+    f"protect {label}": ("apgd", {**FULL, "power": 1.0, "flatten": 0.0, "protect": value})
+    for label, value in {**CONSTANTS, **{rule: rule for rule in RULES}}.items()
+}
+STUDIES = {"settings": SETTINGS, "ranks": RANKS}
+
+
+def remember_decompositions(limit: int = 24) -> None:
+    """Candidates share most of their eigendecompositions, which take most of the time: compute each once."""
+    compute = torch.linalg.eigh
+    known: dict[bytes, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def eigh(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if matrix.ndim > 2 or len(matrix) < 256:
+            return compute(matrix)
+        key = hashlib.sha256(matrix.contiguous().numpy().tobytes()).digest()
+        if key not in known:
+            if len(known) >= limit:
+                known.pop(next(iter(known)))
+            known[key] = tuple(compute(matrix))
+        return known[key]
+
+    torch.linalg.eigh = eigh
+
+
+def key_of(setting: Setting) -> str:
+    return f"{setting.group}, seed {setting.seed}"
+
+
+def load() -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
+def store(part: str, key: str, cells: dict[str, dict[str, float]]) -> None:
+    """Read, add, write: two processes may work on different pools."""
+    results = load()
+    results.setdefault(part, {}).setdefault(key, {}).update(cells)
+    write_atomically(RESULTS, (json.dumps(results, indent=1, sort_keys=True) + "\n").encode())
+
+
+def run(part: str, study: str, networks: list[str] | None, cache: Cache) -> None:
+    """Every candidate of a study on every pool of a part; what is in the file already is not computed again."""
+    remember_decompositions()
+    split, images = IMAGES[part]
+    for setting in settings_of(part, networks):
+        key = key_of(setting)
+        done = load().get(part, {}).get(key, {})
+        missing = {name: what for name, what in STUDIES[study].items() if name not in done}
+        if not missing and "experts" in done:
+            continue
+        pool = pool_of(setting, cache)
+        evaluator = Evaluator(pool, images=images, split=split)
+
+        def score(scores: dict) -> dict[str, float]:
+            found = [one.accuracy for one in scores.values()]
+            return {"mean": round(statistics.fmean(found), 4), "worst": round(min(found), 4)}
+
+        cells = {"base": score(evaluator.scores(pool.base)), "experts": score(evaluator.experts())}
+        for name, (method, given) in missing.items():
+            made: Method = METHODS[method](**given)
+            cells[name] = score(evaluator.scores(merge(pool.base, pool.experts, made).state_dict))
+        store(part, key, cells)
+        print(key, flush=True)
+
+
+def recovered(cells: dict[str, dict[str, float]], name: str) -> float:
+    """(merged − base) / (experts − base)."""
+    base, experts = cells["base"]["mean"], cells["experts"]["mean"]
+    return (cells[name]["mean"] - base) / (experts - base)
+
+
+def groups_of(results: dict, part: str, names: list[str]) -> dict[str, list[dict]]:
+    """Cells of the finished pools, by group of seeds."""
+    groups: dict[str, list[dict]] = {}
+    for network, tasks, seeds in PARTS[part]:
+        for optimizer in ("sgd", "adamw"):
+            for regime in ("mild", "hot"):
+                one = [Setting(network, tasks, optimizer, regime, seed) for seed in seeds]
+                cells = [results.get(part, {}).get(key_of(setting), {}) for setting in one]
+                whole = [cell for cell in cells if all(name in cell for name in [*names, "base", "experts"])]
+                if whole:
+                    groups[one[0].group] = whole
+    return groups
+
+
+def mean_and_spread(values: list[float]) -> tuple[float, float]:
+    """The mean over seeds and half of its 95 % interval (Student's t)."""
+    factor = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}.get(len(values), math.nan)
+    spread = factor * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return statistics.fmean(values), spread
+
+
+def table(results: dict, part: str, study: str) -> str:
+    """Recovered gap, a row per candidate and a column per setting, mean over seeds."""
+    names = list(STUDIES[study])
+    groups = groups_of(results, part, names)
+    rows = []
+    for name in names:
+        found = {group: statistics.fmean(recovered(cells, name) for cells in whole) for group, whole in groups.items()}
+        # A setting in which a method falls far below the base would otherwise decide the mean alone.
+        total = statistics.fmean(max(-1.0, value) for value in found.values())
+        rows.append((name, *(f"{value:.2f}" for value in found.values()), f"{total:.2f}"))
+    seeds = " and ".join(sorted({str(len(whole)) for whole in groups.values()}))
+    split, images = IMAGES[part]
+    return Table(
+        ("candidate", *groups, "mean, floor −1"),
+        rows,
+        caption=f"{part}, recovered gap, mean of {seeds} seeds; the first {images} {split} images of each task",
+    ).to_markdown()
+
+
+def target(results: dict, part: str) -> str:
+    """Each rule against the best constant rank of each setting, and against the best single constant."""
+    groups = groups_of(results, part, list(RANKS))
+    values = {
+        name: {g: statistics.fmean(recovered(c, f"protect {name}") for c in whole) for g, whole in groups.items()}
+        for name in (*CONSTANTS, *RULES)
+    }
+    means = {name: statistics.fmean(max(-1.0, v) for v in found.values()) for name, found in values.items()}
+    single = max(CONSTANTS, key=lambda name: means[name])
+    rows = []
+    for rule in (single, *RULES):
+        short = {g: max(values[c][g] for c in CONSTANTS) - values[rule][g] for g in groups}
+        within = sum(one <= 0.1 for one in short.values())
+        worst = max(short, key=lambda g: short[g])
+        label = f"best single constant, {rule}" if rule in CONSTANTS else rule
+        rows.append((label, f"{means[rule]:.3f}", f"{within} of {len(groups)}", f"{short[worst]:.2f} ({worst})"))
+    return Table(
+        ("rule", "mean recovered, floor −1", "settings within 0.1 of their best constant", "furthest from it"),
+        rows,
+        caption=f"{part}: rules for the protected rank against constants chosen afterwards",
+    ).to_markdown()
+
+
+def report() -> None:
+    """settings.md from settings.json."""
+    results = load()
+    parts = ["# Settings of `apgd`, measured\n", "Generated by `python benchmarks/settings.py report`; do not edit.\n"]
+    for part in PARTS:
+        for study in STUDIES:
+            if groups_of(results, part, list(STUDIES[study])):
+                parts += [f"## {part}: {study}\n", table(results, part, study), ""]
+                parts += [target(results, part), ""] if study == "ranks" else []
+    write_atomically(HERE / "settings.md", "\n".join(parts).encode())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("run", help="compute what is missing")
+    one.add_argument("part", choices=PARTS)
+    one.add_argument("study", choices=STUDIES)
+    one.add_argument("--network", action="append", help="only this one; may be given again")
+    one.add_argument("--cache", type=Path, default=None, help="where trained networks are kept")
+    commands.add_parser("report", help="write settings.md")
+    given = parser.parse_args()
+    if given.command == "run":
+        run(given.part, given.study, given.network, Cache(given.cache or cache_folder()))
+    else:
+        report()
+
+
+if __name__ == "__main__":
+    main()
