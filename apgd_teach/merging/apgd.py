@@ -234,12 +234,18 @@ def flattened(update: Tensor, share: float) -> Tensor:
         left, values, right = torch.linalg.svd(update, full_matrices=False)
         return (left * _drawn(values, share, update.dtype)) @ right
     tall = update.shape[0] > update.shape[1]
-    wide = (update.mT if tall else update).to(torch.float64)
-    squares, vectors = torch.linalg.eigh(wide @ wide.mT)
+    # A block of columns at a time: a whole layer in double precision would weigh as much as two.
+    blocks = (update.mT if tall else update).split(1024, dim=1)
+    gram = update.new_zeros(2 * (min(update.shape),), dtype=torch.float64)
+    for block in blocks:
+        wide = block.to(torch.float64)
+        gram += wide @ wide.mT
+    squares, vectors = torch.linalg.eigh(gram)
     values = squares.clamp_min(0).sqrt()
     scale = torch.where(values > 0, _drawn(values, share, update.dtype) / values, 0.0)
-    result = ((vectors * scale) @ (vectors.mT @ wide)).to(update.dtype)
-    return result.mT if tall else result
+    shaped = (vectors * scale) @ vectors.mT
+    result = torch.cat([(shaped @ block.to(torch.float64)).to(update.dtype) for block in blocks], dim=1)
+    return result.mT.contiguous() if tall else result
 
 
 def _drawn(values: Tensor, share: float, dtype: torch.dtype) -> Tensor:
