@@ -14,6 +14,7 @@ from apgd_teach.merging.descent import Path, descend
 from apgd_teach.merging.exact import FILTERS, conjugate_gradients, full_solution
 from apgd_teach.merging.method import ALONE, Fact, Layer, Update
 from apgd_teach.merging.objective import Full, objective
+from apgd_teach.merging.polar import noise
 from apgd_teach.merging.published import leak
 from apgd_teach.merging.rank import RULES, LayerFacts, automatic_rank
 from apgd_teach.merging.settings import number, whole
@@ -232,7 +233,7 @@ def flattened(update: Tensor, share: float) -> Tensor:
     # matrix squares the condition. MPS has none, and a double has no wider type: these take the SVD.
     if update.dtype == torch.float64 or update.device.type == "mps":
         left, values, right = torch.linalg.svd(update, full_matrices=False)
-        return (left * _drawn(values, share, update.dtype)) @ right
+        return (left * _drawn(values, share, noise(update))) @ right
     tall = update.shape[0] > update.shape[1]
     # A block of columns at a time: a whole layer in double precision would weigh as much as two.
     blocks = (update.mT if tall else update).split(1024, dim=1)
@@ -242,15 +243,15 @@ def flattened(update: Tensor, share: float) -> Tensor:
         gram += wide @ wide.mT
     squares, vectors = torch.linalg.eigh(gram)
     values = squares.clamp_min(0).sqrt()
-    scale = torch.where(values > 0, _drawn(values, share, update.dtype) / values, 0.0)
+    scale = torch.where(values > 0, _drawn(values, share, noise(update)) / values, 0.0)
     shaped = (vectors * scale) @ vectors.mT
     result = torch.cat([(shaped @ block.to(torch.float64)).to(update.dtype) for block in blocks], dim=1)
     return result.mT.contiguous() if tall else result
 
 
-def _drawn(values: Tensor, share: float, dtype: torch.dtype) -> Tensor:
+def _drawn(values: Tensor, share: float, floor: float) -> Tensor:
     """Singular values drawn to their mean, those of directions that M does not have left at zero."""
-    there = values > values.max() * 2 * len(values) * torch.finfo(dtype).eps
+    there = values > floor * values.max()
     if not bool(there.any()):
         return torch.zeros_like(values)
     return torch.where(there, (1 - share) * values + share * values[there].mean(), 0.0)

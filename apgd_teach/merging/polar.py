@@ -7,15 +7,16 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["directions", "polar"]
+__all__ = ["directions", "noise", "polar"]
 
 
 def directions(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The singular value decomposition U S Vᵀ, cut where rounding begins.
 
     The singular vectors of the value zero are arbitrary, and a computer seldom finds zero. What lies below
-    2 √max(out, in) · ε of the largest singular value is taken for it: some six times what rounding was measured to
-    leave in matrices of low rank up to 1024 wide. The rounding of θᵢ − θ₀, before a method sees it, is not known here.
+    2 √max(out, in) · ε of the largest singular value (`noise`) is taken for it: some six times what rounding was
+    measured to leave in matrices of low rank up to 1024 wide. The rounding of θᵢ − θ₀, before a method sees it, is not
+    known here.
 
     Args:
         matrix: shape (out, in).
@@ -30,9 +31,13 @@ def directions(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         left, values, right = (matrix.new_full(shape, math.nan) for shape in ((out, 1), (1,), (1, columns)))
         return left, values, right
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    noise = 2 * math.sqrt(max(matrix.shape)) * torch.finfo(matrix.dtype).eps
-    rank = int((values > noise * values[:1]).sum())
+    rank = int((values > noise(matrix) * values[:1]).sum())
     return left[:, :rank], values[:rank], right[:rank]
+
+
+def noise(matrix: Tensor) -> float:
+    """The share of the largest singular value below which one is taken for rounding, in the matrix's own dtype."""
+    return 2 * math.sqrt(max(matrix.shape)) * torch.finfo(matrix.dtype).eps
 
 
 def polar(matrix: Tensor) -> tuple[Tensor, Tensor]:
