@@ -50,34 +50,43 @@ class LayerFacts:
 def step(layer: LayerFacts) -> float:
     """½·(‖τ‖/‖θ₀‖)² of r, with the mean ‖τ‖ of the tasks that moved: what first order neglects grows as the square.
 
-    A mild update of some hundredths protects next to nothing, a hot one of a half an eighth of r.
+    A mild update of some hundredths protects next to nothing, a hot one of a half an eighth of r, one that is longer
+    than √2·‖θ₀‖ (as any is where the base is zero) all of r.
     """
-    if not layer.base_norm > 0:
+    if math.isnan(layer.base_norm):
         raise MergeError(
             "protect='auto' compares the task vectors with the base, and the layer does not say how long that is; "
             "use merge(…), or call the method with Layer(base_norm=…), or give protect as a number."
         )
-    norms = torch.linalg.vector_norm(layer.task_vectors, dim=(1, 2))
-    moved = norms[norms > 0]
-    relative = float(moved.mean()) / layer.base_norm if len(moved) else 0.0
-    return relative**2 / 2 * layer.size
+    norms = _moved(layer.task_vectors)
+    if not len(norms):
+        return 0.0
+    mean = float(norms.mean())
+    # A base that is zero, or next to it, has no ratio that a float could hold.
+    return (mean / layer.base_norm) ** 2 / 2 * layer.size if mean < 2 * layer.base_norm else layer.size
 
 
 def energy(layer: LayerFacts) -> float:
-    """As many output directions as hold half of Σ ‖τⱼ‖²: what the tasks mostly do is what they share."""
+    """As many output directions as hold half of Σ τⱼτⱼᵀ/‖τⱼ‖²: what the tasks mostly do is what they share."""
     held = _spectrum(layer.task_vectors).cumsum(0)
     return float((held < held[-1] / 2).sum()) + 1 if held[-1] > 0 else 0.0
 
 
 def participation(layer: LayerFacts) -> float:
-    """The participation ratio (Σe)²/Σe² of the eigenvalues e of Σ τⱼτⱼᵀ: how many directions are in use."""
+    """The participation ratio (Σe)²/Σe² of the eigenvalues e of Σ τⱼτⱼᵀ/‖τⱼ‖²: how many directions are used."""
     values = _spectrum(layer.task_vectors)
     return float(values.sum() ** 2 / values.square().sum()) if values.sum() > 0 else 0.0
 
 
 def length(layer: LayerFacts) -> float:
-    """As few as make the solved M no longer than twice the median task vector: a longer one extrapolates."""
-    limit = 2 * float(torch.linalg.vector_norm(layer.task_vectors, dim=(1, 2)).median())
+    """As few as make the solved M no longer than twice the median task vector: a longer one extrapolates.
+
+    Of the tasks that moved; of an even number the lower of the middle two.
+    """
+    norms = _moved(layer.task_vectors)
+    if not len(norms):
+        return 0.0
+    limit = 2 * float(norms.median())
     solved = layer.solve(layer.task_vectors, layer.choices)
     lengths = [float(torch.linalg.vector_norm(update)) for update in solved]
     return next((rank for rank, found in zip(layer.choices, lengths, strict=True) if found <= limit), layer.choices[-1])
@@ -134,6 +143,12 @@ def automatic_rank(rule: str, layer: LayerFacts) -> int:
     return min(layer.size, max(0, round(found))) if math.isfinite(found) else 0
 
 
+def _moved(task_vectors: Tensor) -> Tensor:
+    """‖τⱼ‖ of the tasks that moved."""
+    norms = torch.linalg.vector_norm(task_vectors, dim=(1, 2))
+    return norms[norms > 0]
+
+
 def _spectrum(task_vectors: Tensor) -> Tensor:
     """Eigenvalues of Σ τⱼτⱼᵀ / ‖τⱼ‖², largest first: energy by output direction, every task counting the same."""
     scaled = task_vectors * weights(task_vectors, "full").sqrt()[:, None, None]
@@ -148,4 +163,7 @@ def _total(task_vectors: Tensor, update: Tensor, granularity: str) -> float:
 
 
 def _least(layer: LayerFacts, scores: list[float]) -> int:
-    return min(zip(scores, layer.choices, strict=True))[1]
+    """The choice with the least score, the smallest of those that differ by rounding alone."""
+    # Of one task, or of twins, every choice solves the layer: what is left is noise.
+    limit = min(scores) + 1e-6
+    return next((rank for rank, score in zip(layer.choices, scores, strict=True) if score <= limit), 0)
