@@ -1,0 +1,311 @@
+"""The study of settings: its arithmetic on results made up by hand, and its committed report against its results."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from apgd_teach import models
+from apgd_teach.cache import Cache
+from apgd_teach.merging import METHODS, Apgd
+from apgd_teach.merging.rank import RULES
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+RESULTS, REPORT = FOLDER / "settings.json", FOLDER / "settings.md"
+committed = pytest.mark.skipif(not (RESULTS.exists() and REPORT.exists()), reason="no results are committed")
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """`benchmarks/settings.py`, with its results in a folder of the test; nothing that it registers stays behind."""
+    networks, features, eigh = dict(models.ENCODERS), dict(models.FEATURES), torch.linalg.eigh
+    monkeypatch.setenv("RESULTS", str(tmp_path / "results.json"))
+    monkeypatch.syspath_prepend(str(FOLDER))
+    before = {name: sys.modules.pop(name, None) for name in ("pools", "settings")}
+    try:
+        module = importlib.import_module("settings")
+        # Its report is written beside it: here that is the test's folder.
+        monkeypatch.setattr(module, "HERE", tmp_path)
+        yield module
+    finally:
+        for name, module in before.items():
+            sys.modules.pop(name, None)
+            if module is not None:
+                sys.modules[name] = module
+        for registry, old in ((models.ENCODERS, networks), (models.FEATURES, features)):
+            registry.clear()
+            registry.update(old)
+        torch.linalg.eigh = eigh
+
+
+@pytest.fixture
+def pools(study: ModuleType) -> ModuleType:
+    return sys.modules["pools"]
+
+
+def cells_of(recovered: dict[str, float], base: float = 50.0, experts: float = 90.0) -> dict[str, dict[str, float]]:
+    """The cells of one pool in which each candidate recovers so much."""
+    ends = {"base": {"mean": base, "worst": base}, "experts": {"mean": experts, "worst": experts}}
+    between = {name: base + share * (experts - base) for name, share in recovered.items()}
+    return {**ends, **{name: {"mean": mean, "worst": mean - 9} for name, mean in between.items()}}
+
+
+def filled(study: ModuleType, part: str, names, share) -> dict:
+    """Results of every pool of a part; `share(name, group, seed)` is what a candidate recovers."""
+    return {
+        part: {
+            study.key_of(one): cells_of({name: share(name, one.group, one.seed) for name in names})
+            for one in study.settings_of(part)
+        }
+    }
+
+
+def rows_of(markdown: str) -> list[list[str]]:
+    """The cells of a Markdown table, its headings first."""
+    lines = [line.strip("| ").split(" | ") for line in markdown.splitlines() if line.startswith("|")]
+    return [lines[0], *lines[2:]]
+
+
+# The candidates and the pools
+
+
+def test_every_candidate_can_be_made(study: ModuleType) -> None:
+    for candidates in study.STUDIES.values():
+        for name, (method, given) in candidates.items():
+            made = METHODS[method](**given)
+            assert made.name == method, name
+
+
+def test_candidates_that_are_called_differently_are_different(study: ModuleType) -> None:
+    for candidates in study.STUDIES.values():
+        made = [METHODS[method](**given) for method, given in candidates.values()]
+        assert len(set(made)) == len(made)
+
+
+def test_every_rule_for_the_rank_is_in_the_study(study: ModuleType) -> None:
+    assert set(study.RULES) == set(RULES) - {"auto"}
+    assert all(study.RANKS[f"protect {rule}"][1]["protect"] == rule for rule in study.RULES)
+    assert all(study.RANKS[f"protect {name}"][1]["protect"] == share for name, share in study.CONSTANTS.items())
+
+
+def test_the_candidate_that_is_called_the_default_computes_what_the_default_computes(study: ModuleType) -> None:
+    method, given = study.SETTINGS[study.DEFAULT]
+    assert method == "apgd"
+    tau = torch.randn(3, 20, 30, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(METHODS[method](**given)(tau).matrix, Apgd()(tau).matrix)
+
+
+def test_no_seed_or_network_with_its_tasks_is_both_designed_on_and_held_out(study: ModuleType) -> None:
+    design, held_out = (set(study.settings_of(part)) for part in ("design", "held-out"))
+    assert not {study.key_of(one) for one in design} & {study.key_of(one) for one in held_out}
+    assert not {one.seed for one in design} & {one.seed for one in held_out}
+    assert study.IMAGES["design"][0] == "validation"
+    assert study.IMAGES["held-out"][0] == "test"
+
+
+def test_the_settings_of_a_part_are_all_of_them_and_only_the_networks_asked_for(study: ModuleType) -> None:
+    for part, given in study.PARTS.items():
+        found = list(study.settings_of(part))
+        assert len(found) == len(set(found)) == sum(4 * len(seeds) for _, _, seeds in given)
+        assert len({study.key_of(one) for one in found}) == len(found)
+        for name in {one.network for one in found}:
+            assert list(study.settings_of(part, [name])) == [one for one in found if one.network == name]
+
+
+def test_the_network_of_its_own_can_be_made(pools: ModuleType) -> None:
+    encoder = models.ENCODERS["deep"]()
+    assert encoder(torch.rand(2, 1, 28, 28)).shape == (2, models.FEATURES["deep"])
+
+
+def test_importing_the_study_leaves_nothing_behind() -> None:
+    """As the fixture of the tests before this one left it."""
+    assert "deep" not in models.ENCODERS
+    assert "deep" not in models.FEATURES
+    assert "pools" not in sys.modules
+    assert torch.linalg.eigh.__module__ != "settings"
+
+
+# The arithmetic
+
+
+def test_recovered_is_the_share_of_the_way_from_the_base_to_the_experts(study: ModuleType) -> None:
+    cells = {name: {"mean": mean, "worst": 0.0} for name, mean in (("base", 80.0), ("experts", 90.0), ("x", 78.0))}
+    assert study.recovered(cells, "x") == pytest.approx(-0.2)
+    assert study.recovered(cells, "base") == 0
+    assert study.recovered(cells, "experts") == 1
+
+
+@pytest.mark.parametrize(("count", "factor"), [(2, 12.706), (3, 4.303), (4, 3.182), (5, 2.776)])
+def test_the_spread_is_half_of_students_interval(study: ModuleType, count: int, factor: float) -> None:
+    values = [0.1, 0.7, 0.4, -0.3, 0.9][:count]
+    mean, spread = study.mean_and_spread(values)
+    assert mean == pytest.approx(sum(values) / count)
+    deviation = math.sqrt(sum((one - mean) ** 2 for one in values) / (count - 1))
+    assert spread == pytest.approx(factor * deviation / math.sqrt(count), rel=2e-3)
+
+
+def test_one_value_has_no_spread(study: ModuleType) -> None:
+    mean, spread = study.mean_and_spread([0.3])
+    assert mean == 0.3
+    assert math.isnan(spread)
+
+
+def test_groups_hold_the_seeds_that_are_finished(study: ModuleType) -> None:
+    results = filled(study, "design", ["a", "b"], lambda name, group, seed: 0.5)
+    keys = sorted(results["design"])
+    groups = study.groups_of(results, "design", ["a", "b"])
+    assert sum(map(len, groups.values())) == len(keys)
+    group, whole = next(iter(groups.items()))
+    own = [key for key in keys if key.startswith(f"{group}, ")]
+    assert len(whole) == len(own) > 1
+
+    del results["design"][own[0]]["b"]
+    assert len(study.groups_of(results, "design", ["a", "b"])[group]) == len(own) - 1
+    assert len(study.groups_of(results, "design", ["a"])[group]) == len(own)
+    del results["design"][own[1]]["experts"]
+    for key in own[2:]:
+        del results["design"][key]
+    assert group not in study.groups_of(results, "design", ["a", "b"])
+    assert study.groups_of(results, "held-out", ["a"]) == {}
+
+
+def test_the_table_means_over_seeds_and_no_setting_counts_below_minus_one(study: ModuleType) -> None:
+    names = list(study.SETTINGS)
+    first = next(iter(study.settings_of("design"))).group
+
+    def share(name: str, group: str, seed: int) -> float:
+        return (-40.0 if group == first else 0.2 + 0.1 * seed) if name == names[0] else 0.5
+
+    results = filled(study, "design", names, share)
+    heads, one, *others = rows_of(study.table(results, "design", "settings"))
+    seeds = {one.seed for one in study.settings_of("design")}
+    usual = 0.2 + 0.1 * statistics.fmean(seeds)
+    groups = len(heads) - 2
+    assert one[0] == names[0]
+    assert one[1 + heads[1:].index(first)] == "-40.00"
+    assert one[2] == f"{usual:.2f}"
+    assert one[-1] == f"{(-1 + (groups - 1) * usual) / groups:.2f}"
+    assert [row[0] for row in others] == names[1:]
+    assert {cell for row in others for cell in row[1:]} == {"0.50"}
+
+
+def test_the_target_holds_a_rule_against_the_best_constant_of_each_setting(study: ModuleType) -> None:
+    groups = list(dict.fromkeys(one.group for one in study.settings_of("design")))
+    constants, (rule, other, *rest) = list(study.CONSTANTS), study.RULES
+
+    def share(name: str, group: str, seed: int) -> float:
+        what, place = name.removeprefix("protect "), groups.index(group)
+        noise = {0: -0.01, 1: 0.0, 2: 0.01}[seed]
+        if what in constants:
+            # The first constant is best in the first setting, the second in all others.
+            return noise + {constants[0]: 0.9 if place == 0 else 0.2, constants[1]: 0.6}.get(what, 0.1)
+        if what == rule:  # within a tenth everywhere but in the last setting
+            return noise + (0.85 if place == 0 else 0.3 if place == len(groups) - 1 else 0.55)
+        return noise + (0.95 if what == other else -50.0)
+
+    table = rows_of(study.target(filled(study, "design", study.RANKS, share), "design"))[1:]
+    found = {row[0]: row[1:] for row in table}
+    n = len(groups)
+    assert list(found) == [f"best single constant, {constants[1]}", *study.RULES]
+    assert found[f"best single constant, {constants[1]}"] == ["0.600", f"{n - 1} of {n}", f"0.30 ({groups[0]})"]
+    assert found[rule] == [f"{(0.85 + 0.3 + (n - 2) * 0.55) / n:.3f}", f"{n - 1} of {n}", f"0.30 ({groups[-1]})"]
+    assert found[other][:2] == ["0.950", f"{n} of {n}"]
+    assert found[other][2].startswith("-0.05")
+    assert all(found[name][:2] == ["-1.000", f"0 of {n}"] for name in rest)
+
+
+def test_the_default_is_compared_with_its_peers_on_the_same_pools(study: ModuleType) -> None:
+    peer = next(iter(study.PEERS))
+
+    def share(name: str, group: str, seed: int) -> float:
+        # Seeds differ by far more than the methods, which only a paired comparison does not mind.
+        return 0.2 * seed + {study.DEFAULT: 0.3, peer: 0.1}.get(name, 0.0)
+
+    heads, *rows = rows_of(study.paired(filled(study, "design", study.SETTINGS, share), "design"))
+    assert [row[0] for row in rows] == list(study.PEERS)
+    assert set(rows[0][1:]) == {"+0.20 ± 0.00"}
+    assert len(heads) == len(rows[0])
+
+
+# Running it
+
+
+def test_results_go_where_the_environment_says_and_add_up(study: ModuleType, tmp_path: Path) -> None:
+    assert tmp_path / "results.json" == study.RESULTS
+    assert study.load() == {}
+    study.store("design", "one", cells_of({"a": 0.5}))
+    study.store("design", "one", {"b": {"mean": 1.0, "worst": 0.5}})
+    study.store("held-out", "two", {"a": {"mean": 2.0, "worst": 0.5}})
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found == study.load()
+    assert set(found["design"]["one"]) == {"base", "experts", "a", "b"}
+    assert found["held-out"]["two"]["a"]["mean"] == 2.0
+
+
+@pytest.mark.parametrize("name", ["settings", "ranks"])
+def test_what_is_there_is_not_computed_again(study: ModuleType, name: str, tmp_path: Path) -> None:
+    results = filled(study, "design", study.STUDIES[name], lambda *one: 0.5)
+    study.RESULTS.write_text(json.dumps(results))
+    study.run("design", name, None, Cache(tmp_path / "networks"))
+    assert json.loads(study.RESULTS.read_text()) == results
+    assert not list(tmp_path.glob("networks/*"))
+
+
+def test_what_is_remembered_of_a_decomposition_is_what_would_be_computed(study: ModuleType) -> None:
+    draws = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(0))
+    matrices = [one @ one.mT for one in draws]
+    expected = [torch.linalg.eigh(one) for one in matrices]
+    study.remember_decompositions(limit=1)
+    for place in (0, 1, 0, 0, 1):
+        for found, wanted in zip(torch.linalg.eigh(matrices[place]), expected[place], strict=True):
+            assert torch.equal(found, wanted)
+    small = torch.diag(torch.tensor([3.0, 1.0]))
+    assert torch.linalg.eigh(small)[0].tolist() == [1.0, 3.0]
+
+
+# What is committed
+
+
+@committed
+def test_the_report_is_what_the_results_make(study: ModuleType, tmp_path: Path) -> None:
+    study.RESULTS.write_bytes(RESULTS.read_bytes())
+    study.report()
+    made = (tmp_path / "settings.md").read_text(encoding="utf-8")
+    assert made == REPORT.read_text(encoding="utf-8"), "run `python benchmarks/settings.py report`"
+
+
+@committed
+def test_the_report_has_a_number_in_every_cell() -> None:
+    text = REPORT.read_text(encoding="utf-8")
+    assert "nan" not in text.lower().split()
+    assert "inf" not in text.lower().split()
+    assert "|  |" not in text
+
+
+@committed
+def test_every_candidate_of_the_report_is_still_in_the_code(study: ModuleType) -> None:
+    known = {*study.SETTINGS, *study.RANKS, *study.RULES, "candidate", "rule", "apgd minus", "---"}
+    first = {
+        line.strip("| ").split(" | ")[0] for line in REPORT.read_text(encoding="utf-8").splitlines() if line[:1] == "|"
+    }
+    assert {name for name in first - known if not name.startswith("best single constant, ")} == set()
+
+
+@committed
+def test_the_committed_cells_are_percentages_of_pools_that_exist(study: ModuleType) -> None:
+    for part, found in json.loads(RESULTS.read_text(encoding="utf-8")).items():
+        keys = {study.key_of(one) for one in study.settings_of(part)}
+        assert set(found) <= keys
+        for cells in found.values():
+            assert {"base", "experts"} <= set(cells)
+            for cell in cells.values():
+                assert 0 <= cell["worst"] <= cell["mean"] <= 100
