@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -10,14 +11,15 @@ from torch import Tensor
 
 from apgd_teach.errors import MergeError
 from apgd_teach.merging.coefficients import task_aware
-from apgd_teach.merging.descent import Path, descend
+from apgd_teach.merging.descent import Path, descend, off
 from apgd_teach.merging.exact import FILTERS, conjugate_gradients, full_solution
 from apgd_teach.merging.method import ALONE, Fact, Layer, Update
-from apgd_teach.merging.objective import Full, objective
+from apgd_teach.merging.objective import Full, Objective, objective
 from apgd_teach.merging.polar import noise
 from apgd_teach.merging.published import leak
 from apgd_teach.merging.rank import RULES, LayerFacts, automatic_rank
 from apgd_teach.merging.settings import number, whole
+from apgd_teach.merging.statedict import norm
 from apgd_teach.merging.subspace import BASES, overflows, shared_basis
 from apgd_teach.merging.surrogate import check_granularity, surrogate, weights
 from apgd_teach.merging.threshold import mask
@@ -37,6 +39,8 @@ class Solution:
         coefficients: λ, shape (task,).
         basis: U of the protected subspace, shape (out, k).
         path: of descent; empty for the exact solution.
+        left: what of the quadratic is left at S and at M, as shares of its value at the base (M = 0); and how long the
+            projected gradient is at M, as a share of its length at S.
 
     Lesson: 06.
     """
@@ -46,6 +50,7 @@ class Solution:
     coefficients: Tensor
     basis: Tensor
     path: Path = ()
+    left: tuple[float, float, float] = (math.nan, math.nan, math.nan)
 
     @property
     def delta(self) -> Tensor:
@@ -72,7 +77,8 @@ class Apgd:
             None); see `spectral_filter`.
         flatten: share by which the singular values of the solved M are drawn to their mean: 0 leaves them.
         trim: share of each expert's largest |τ| over all merged layers in whose places (τᵢ + Δ) is kept; 1 keeps all.
-        coefficient: c of λᵢ = min(1, c·median‖τ‖/‖τᵢ‖); 1/T when None, so that S is about the average.
+        coefficient: c of λᵢ = min(1, c·median‖τ‖/‖τᵢ‖); when None 1/T, T the tasks that moved in the layer, so that
+            S is about their average.
         basis: of the shared subspace, "published" or "weighted".
         steps: of descent.
 
@@ -84,8 +90,12 @@ class Apgd:
     which these defaults lose: `benchmarks/settings.md`.
 
     Facts for the audit: "coefficients"; "protected", share of r; "leak", ‖P(M − S)‖/‖PS‖ of the solved M;
-    "leak_merged", of the merged one; "kept", share of each task's entries (when trimmed); "surrogate_before" and
-    "surrogate_after", per task, wⱼ·surrogateⱼ at S and at the merged M as a share of the base's (M = 0).
+    "leak_merged", of the merged one; "kept", share of each task's entries (when trimmed); "objective_before" and
+    "objective_solved", the quadratic that was minimised at S and at the solved M, as shares of its value at the base
+    (M = 0); "gradient_left", the projected gradient's length at the solved M as a share of that at S: how far the
+    solver went (the filters stop early on purpose); "surrogate_before" and "surrogate_after", per task, the
+    granularity's plain surrogate (`surrogate`: for "full" with p = 2 and all directions, whatever was minimised) at S
+    and at the merged M, as shares of the base's.
 
     Raises:
         MergeError: a setting that is none.
@@ -144,7 +154,7 @@ class Apgd:
             update = _trimmed(task_vectors, solved, kept)
             facts["kept"] = tuple(kept.flatten(1).to(torch.float32).mean(dim=1).tolist())
         if self.flatten:
-            update = flattened(update, self.flatten)
+            update = flattened(update, self.flatten, least=layer.noise(len(task_vectors)))
         return Update(update, {**facts, **self._facts(task_vectors, solved, update)})
 
     def solve(self, task_vectors: Tensor, layer: Layer = ALONE) -> Solution:
@@ -154,21 +164,30 @@ class Apgd:
             task_vectors: τ, shape (task, out, in).
             layer: its base_norm, for the rules of `protect` that ask for it.
         """
+        moved = torch.linalg.vector_norm(task_vectors, dim=(1, 2)) > 0
+        if bool(moved.any()) and not bool(moved.all()):
+            # A task that did not move in this layer asks for nothing: the others are solved as if it were not there.
+            solved = self._solve(task_vectors[moved], layer)
+            coefficients = torch.zeros_like(task_vectors[:, 0, 0])
+            coefficients[moved] = solved.coefficients
+            return replace(solved, coefficients=coefficients)
+        return self._solve(task_vectors, layer)
+
+    def _solve(self, task_vectors: Tensor, layer: Layer) -> Solution:
         tasks, out, columns = task_vectors.shape
-        size = min(out, columns)
         coefficients = task_aware(task_vectors, 1 / tasks if self.coefficient is None else self.coefficient)
         start = torch.einsum("t,toi->oi", coefficients, task_vectors)
-        top = None if self.directions == 1 else max(1, round(self.directions * size))
+        top = None if self.directions == 1 else max(1, round(self.directions * min(out, columns)))
         quadratic = objective(task_vectors, self.granularity, power=self.power, top=top)
         basis = shared_basis(task_vectors, self._rank(task_vectors, layer), basis=self.basis)
+        path: Path = ()
         if self.solver == "descent":
             update, path = descend(quadratic, start, basis, self.steps)
-            return Solution(update, start, coefficients, basis, path)
-        if isinstance(quadratic, Full):
+        elif isinstance(quadratic, Full):
             update = full_solution(quadratic, start, basis, self.filter, self._strength)
         else:
             update, _ = conjugate_gradients(quadratic, start, basis)
-        return Solution(update, start, coefficients, basis)
+        return Solution(update, start, coefficients, basis, path, _left(quadratic, basis, start, update))
 
     @property
     def _strength(self) -> float:
@@ -202,9 +221,20 @@ class Apgd:
             "protected": solved.basis.shape[1] / min(update.shape),
             "leak": leak(solved.basis, solved.update, solved.start),
             "leak_merged": leak(solved.basis, update, solved.start),
+            "objective_before": solved.left[0],
+            "objective_solved": solved.left[1],
+            "gradient_left": solved.left[2],
             "surrogate_before": left(solved.start),
             "surrogate_after": left(update),
         }
+
+
+def _left(quadratic: Objective, basis: Tensor, start: Tensor, update: Tensor) -> tuple[float, float, float]:
+    nothing, before, after = (float(quadratic.value(one)) for one in (torch.zeros_like(start), start, update))
+    slopes = [norm(off(basis, quadratic.gradient(one))) for one in (start, update)]
+    if not nothing > 0:
+        return 0.0, 0.0, 0.0
+    return before / nothing, after / nothing, slopes[1] / slopes[0] if slopes[0] else 0.0
 
 
 def _inside(basis: Tensor, matrix: Tensor) -> Tensor:
@@ -218,7 +248,7 @@ def _trimmed(task_vectors: Tensor, solved: Solution, kept: Tensor) -> Tensor:
     return (moved * kept).sum(dim=0)
 
 
-def flattened(update: Tensor, share: float) -> Tensor:
+def flattened(update: Tensor, share: float, *, least: float = 0.0) -> Tensor:
     """M with every singular value s replaced by (1 − share)·s + share·mean(s); their sum stays what it is.
 
     Where tasks share directions the solved M is long along them: its spectrum is more peaked than any task's.
@@ -226,6 +256,8 @@ def flattened(update: Tensor, share: float) -> Tensor:
     Args:
         update: M, shape (out, in).
         share: 0 leaves M as it is, 1 makes all its singular values equal.
+        least: singular values up to this are no directions of M, but what rounding left: they become 0. So do those
+            that are rounding in M's own dtype (`polar.noise`).
 
     Source: method.md §4F; with share 1 and M = Σ τᵢ this is Iso-C, arXiv 2502.04959. Lesson: 05.
     """
@@ -233,7 +265,7 @@ def flattened(update: Tensor, share: float) -> Tensor:
     # matrix squares the condition. MPS has none, and a double has no wider type: these take the SVD.
     if update.dtype == torch.float64 or update.device.type == "mps":
         left, values, right = torch.linalg.svd(update, full_matrices=False)
-        return (left * _drawn(values, share, noise(update))) @ right
+        return (left * _drawn(values, share, max(least, noise(update) * float(values.max())))) @ right
     tall = update.shape[0] > update.shape[1]
     # A block of columns at a time: a whole layer in double precision would weigh as much as two.
     blocks = (update.mT if tall else update).split(1024, dim=1)
@@ -243,15 +275,17 @@ def flattened(update: Tensor, share: float) -> Tensor:
         gram += wide @ wide.mT
     squares, vectors = torch.linalg.eigh(gram)
     values = squares.clamp_min(0).sqrt()
-    scale = torch.where(values > 0, _drawn(values, share, noise(update)) / values, 0.0)
+    scale = torch.where(
+        values > 0, _drawn(values, share, max(least, noise(update) * float(values.max()))) / values, 0.0
+    )
     shaped = (vectors * scale) @ vectors.mT
     result = torch.cat([(shaped @ block.to(torch.float64)).to(update.dtype) for block in blocks], dim=1)
     return result.mT.contiguous() if tall else result
 
 
-def _drawn(values: Tensor, share: float, floor: float) -> Tensor:
+def _drawn(values: Tensor, share: float, least: float) -> Tensor:
     """Singular values drawn to their mean, those of directions that M does not have left at zero."""
-    there = values > floor * values.max()
+    there = values > least
     if not bool(there.any()):
         return torch.zeros_like(values)
     return torch.where(there, (1 - share) * values + share * values[there].mean(), 0.0)

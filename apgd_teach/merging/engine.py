@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -59,6 +60,18 @@ class Inputs:
     def tensors(self, key: str) -> tuple[Tensor, list[Tensor]]:
         """The base's tensor and the experts', where the computation is done."""
         return self._place(self.base.read(key)), [self._place(self.experts[name].read(key)) for name in self.names]
+
+    def rounding(self, key: str) -> float:
+        """About the largest singular value of what rounding the stored weights left in one τ, as a share of ‖θ₀‖.
+
+        Rounding moves a weight by up to half of ε, evenly spread, so by ε/√12 of it in the mean; as a matrix of
+        independent numbers of that size it reaches √out + √in times it.
+        """
+        out, *rest = self.base.specs[key].shape
+        width = math.prod(rest)
+        stored = [self.base.specs[key].dtype, *(self.experts[name].specs[key].dtype for name in self.names)]
+        coarsest = max(torch.finfo(kind).eps for kind in stored)
+        return coarsest / math.sqrt(12) * (1 / math.sqrt(width) + 1 / math.sqrt(out))
 
     def _place(self, tensor: Tensor) -> Tensor:
         return tensor if self.device is None else tensor.to(self.device)
@@ -235,7 +248,8 @@ def _ask(
     """The method's update of one layer, shape (out, in), and what is known of it."""
     matrices = tau.flatten(2) if tau.ndim > 3 else tau
     facts = _facts(matrices, norms)
-    layer = Layer(key, inputs.names, None if at is None else at.to(tau.device), base_norm)
+    rounding = inputs.rounding(key) * base_norm
+    layer = Layer(key, inputs.names, None if at is None else at.to(tau.device), base_norm, rounding)
     version = matrices._version
     with no_data(f"merge(…, method='{method.name}')"):
         given = call(method, matrices, layer)

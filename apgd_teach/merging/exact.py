@@ -68,7 +68,7 @@ def full_solution(quadratic: Full, start: Tensor, basis: Tensor, kind: str, stre
 
 
 def conjugate_gradients(
-    quadratic: PerLayer | PerRow, start: Tensor, basis: Tensor, *, tolerance: float = 1e-4, steps: int = 50
+    quadratic: PerLayer | PerRow, start: Tensor, basis: Tensor, *, tolerance: float = 1e-4, steps: int = 200
 ) -> tuple[Tensor, int]:
     """Minimise `row` or `layer` under P(M − S) = 0 by conjugate gradients on the projected normal equations.
 

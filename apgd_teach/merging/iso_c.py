@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from apgd_teach.merging.method import Update
+from apgd_teach.merging.method import ALONE, Layer, Update
 from apgd_teach.merging.polar import polar
 from apgd_teach.merging.settings import number
 
@@ -44,16 +44,17 @@ class IsoC:
     def __post_init__(self) -> None:
         number(self.name, "coefficient", self.coefficient)
 
-    def __call__(self, task_vectors: Tensor) -> Update:
+    def __call__(self, task_vectors: Tensor, layer: Layer = ALONE) -> Update:
         """The merged update M of one layer.
 
         Args:
             task_vectors: τ, shape (task, out, in).
+            layer: what rounding its weights left.
 
         Returns:
             M = λ σ̄ U Vᵀ, shape (out, in), and the facts.
         """
-        flat, values = polar(task_vectors.sum(dim=0))
+        flat, values = polar(task_vectors.sum(dim=0), layer.noise(len(task_vectors)))
         mean = float(values.mean()) if len(values) else 0.0
         facts = {
             "rank": len(values),

@@ -26,6 +26,8 @@ class Layer:
         thresholds: shape (task,), or None. For a method with a `trim` setting: the |τ| at and above which an entry of
             each task is kept, found in a first pass over all merged layers together.
         base_norm: ‖θ₀‖ of the layer; NaN when the method is called by hand and nobody says.
+        rounding: about the largest singular value of what rounding the stored weights left in one τ, from their dtype.
+            In bfloat16 that is no small matter: a method that lifts small singular values must not lift these.
 
     Lesson: 03, 06.
     """
@@ -34,6 +36,11 @@ class Layer:
     experts: tuple[str, ...] = ()
     thresholds: Tensor | None = None
     base_norm: float = math.nan
+    rounding: float = 0.0
+
+    def noise(self, n_tasks: int) -> float:
+        """Up to which singular value a sum of `n_tasks` task vectors is what rounding left: twice the estimate."""
+        return 2 * math.sqrt(n_tasks) * self.rounding
 
 
 ALONE = Layer()

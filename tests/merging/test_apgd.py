@@ -650,3 +650,49 @@ def test_the_surrogates_of_the_audit_are_the_public_ones() -> None:
 def test_a_share_to_protect_is_a_number_or_a_known_word(value: object) -> None:
     with pytest.raises(MergeError, match=r"^method 'apgd' has protect = .*; give a .*\.$"):
         apgd(protect=value)
+
+
+@pytest.mark.parametrize("method", [Apgd(), Apgd(flatten=1.0), IsoC()])
+def test_what_rounding_to_bfloat16_left_is_not_lifted(method) -> None:
+    draws = torch.Generator().manual_seed(0)
+    base = torch.randn(96, 96, generator=draws) / 10
+    lefts = [torch.randn(96, 4, generator=draws) for _ in range(4)]
+    steps = [left @ torch.randn(4, 96, generator=draws) for left in lefts]
+    steps = [step * 0.05 * base.norm() / step.norm() for step in steps]
+    experts = {str(place): {"w": (base + step).bfloat16()} for place, step in enumerate(steps)}
+    base = base.bfloat16()
+    merged = merge({"w": base}, experts, method).state_dict["w"].float() - base.float()
+    inside = torch.linalg.qr(torch.cat(lefts, dim=1))[0]
+    outside = merged - inside @ (inside.mT @ merged)
+    assert float(outside.square().sum() / merged.square().sum()) < 0.01  # lifted, it was a third and more
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Apgd(),
+        Apgd(protect=0.25, flatten=0.0),
+        Apgd(granularity="row", protect=0.25, flatten=0.0, coefficient=0.3),
+        Apgd(granularity="layer", protect=0.25, flatten=0.0),
+        Apgd(protect="energy", flatten=0.0),
+    ],
+)
+def test_a_task_that_did_not_move_in_a_layer_changes_nothing_there(method) -> None:
+    tau = torch.randn(3, 12, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    still = torch.cat([tau[:1], torch.zeros_like(tau[:1]), tau[1:]])
+    assert torch.allclose(method(still).matrix, method(tau).matrix, rtol=1e-9, atol=1e-12)
+    assert method(still).facts["coefficients"][1] == 0
+
+
+@pytest.mark.parametrize("granularity", ["layer", "row", "full"])
+def test_the_audit_says_what_was_minimised_and_how_far(granularity: str) -> None:
+    tau = torch.randn(3, 8, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    method = Apgd(granularity=granularity, protect=0.25, flatten=0.0, power=1.5, directions=0.5, filter="cutoff")
+    facts = method(tau).facts
+    solved = method.solve(tau)
+    quadratic = objective(tau, granularity, power=1.5, top=4)
+    nothing = quadratic.value(torch.zeros_like(tau[0]))
+    assert facts["objective_before"] == pytest.approx(float(quadratic.value(solved.start) / nothing))
+    assert facts["objective_solved"] == pytest.approx(float(quadratic.value(solved.update) / nothing))
+    assert facts["objective_solved"] < facts["objective_before"]
+    assert facts["gradient_left"] < 1e-3
