@@ -207,7 +207,7 @@ class InFiles:
     def read(self, name: str) -> Tensor:
         """One tensor, in memory of its own."""
         place, spec = self._places[name], self.specs[name]
-        tensor = torch.empty(spec.shape, dtype=spec.dtype)
+        tensor = torch.empty(spec.shape, dtype=spec.dtype, device="cpu")
         if spec.size:
             with self._open(place.file) as stream:
                 stream.seek(place.start)

@@ -69,5 +69,5 @@ class Dare:
 
     def _kept(self, layer: str, expert: str | int, shape: torch.Size) -> Tensor:
         mark = hashlib.sha256(repr((self.seed, layer, expert)).encode()).digest()
-        draws = torch.Generator().manual_seed(int.from_bytes(mark[:8], "little"))
-        return torch.rand(shape, generator=draws) >= self.drop
+        draws = torch.Generator("cpu").manual_seed(int.from_bytes(mark[:8], "little"))
+        return torch.rand(shape, generator=draws, device="cpu") >= self.drop

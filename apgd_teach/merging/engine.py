@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +17,10 @@ from apgd_teach.errors import MergeError
 from apgd_teach.guard import no_data
 from apgd_teach.merging.audit import Audit, TensorRow
 from apgd_teach.merging.checkpoint import Checkpoint
-from apgd_teach.merging.method import Layer, Method, Update, call
+from apgd_teach.merging.method import Layer, Method, Update, call, facts_of
 from apgd_teach.merging.policy import Decision, decide
 from apgd_teach.merging.preflight import Finding
-from apgd_teach.merging.statedict import norm, wide
+from apgd_teach.merging.statedict import as_written, norm, wide
 from apgd_teach.merging.threshold import thresholds
 
 __all__ = ["Inputs", "passes", "run"]
@@ -108,6 +109,7 @@ def run(
 
     Source: method.md §1.
     """
+    settings = _settings(method)  # what cannot be recorded is better known before than after the work
     decisions = decide(inputs.base.specs, inputs.policy, getattr(method, "others", "average"), inputs.base.ties)
     tied = {name: group[0] for group in inputs.base.ties for name in group[1:]}
     work = [name for name in decisions if name not in tied]
@@ -115,8 +117,7 @@ def run(
     rows: dict[str, TensorRow] = {}
 
     def one(key: str) -> tuple[Tensor, TensorRow]:
-        # Tensors made in inference mode do not count how often they were written to.
-        with torch.inference_mode(False), torch.no_grad():
+        with as_written():
             return _merge_tensor(key, inputs, method, decisions[key], at)
 
     followers: dict[str, list[str]] = {}
@@ -141,7 +142,7 @@ def run(
         tick()
     return Audit(
         method=method.name,
-        settings=_settings(method),
+        settings=settings,
         experts=inputs.names,
         data_used="none",
         inputs=digests,
@@ -180,7 +181,7 @@ def _first_pass(inputs: Inputs, method: Method, layers: list[str], tick: Callabl
     share = getattr(method, "trim", None)
     if share is None or not _trims(method):
         return None
-    with torch.no_grad():
+    with as_written():
         return thresholds(layers, inputs.task_vectors, share, len(inputs.names), tick)
 
 
@@ -190,9 +191,22 @@ def _trims(method: Method) -> bool:
 
 
 def _settings(method: Method) -> dict[str, object]:
-    if dataclasses.is_dataclass(method) and not isinstance(method, type):
-        return dataclasses.asdict(method)
-    return {}
+    if not dataclasses.is_dataclass(method):
+        return {}
+    return {one.name: _setting(getattr(method, one.name, None)) for one in dataclasses.fields(method)}
+
+
+def _setting(value: object) -> object:
+    """A copy, with dataclasses as dicts; of what cannot be copied (a lock, an open file) the name of its type."""
+    try:
+        return dataclasses.asdict(_Holder(value))["value"]
+    except Exception:  # whatever a foreign __deepcopy__ raises
+        return f"<{type(value).__name__}>"
+
+
+@dataclass(frozen=True)
+class _Holder:
+    value: object
 
 
 def _merge_tensor(
@@ -249,11 +263,13 @@ def _ask(
     matrices = tau.flatten(2) if tau.ndim > 3 else tau
     facts = _facts(matrices, norms)
     rounding = inputs.rounding(key) * base_norm
-    layer = Layer(key, inputs.names, None if at is None else at.to(tau.device), base_norm, rounding)
+    layer = Layer(key, inputs.names, None if at is None else at.to(tau.device, copy=True), base_norm, rounding)
     version = matrices._version
-    with no_data(f"merge(…, method='{method.name}')"):
+    note = f"in method '{method.name}', tensor '{key}', task vectors of shape {tuple(matrices.shape)}"
+    with _noted(note), no_data(f"merge(…, method='{method.name}')"), _made_on(tau.device):
         given = call(method, matrices, layer)
     update = given.matrix if isinstance(given, Update) else given
+    said = facts_of(given, method.name, key) if isinstance(given, Update) else {}
     problem = _no_update(update, matrices[0])
     if problem:
         raise MergeError(
@@ -263,11 +279,23 @@ def _ask(
     if matrices._version != version:
         # The method wrote into its argument, and may have returned a part of it: what is compared is read again.
         update, matrices = update.clone(), inputs.task_vectors(key)
-    return update, {**facts, "gap_left": _left(matrices, update, norms), **_said(given)}
+    return update, {**facts, "gap_left": _left(matrices, update, norms), **said}
 
 
-def _said(given: object) -> Mapping[str, object]:
-    return given.facts if isinstance(given, Update) else {}
+@contextmanager
+def _noted(note: str) -> Iterator[None]:
+    """An error raised inside says where it happened, below its own words (from Python 3.11 on)."""
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "add_note"):
+            error.add_note(note)
+        raise
+
+
+def _made_on(device: torch.device) -> AbstractContextManager[object]:
+    """Where a default device is set, tensors made without naming one are made on this one instead."""
+    return device if torch.get_default_device().type not in ("cpu", device.type) else nullcontext()
 
 
 _PART = 1 << 20
@@ -283,7 +311,7 @@ def _parts(*matrices: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 def _facts(tau: Tensor, norms: list[float]) -> dict[str, object]:
     """What is known of a layer's task vectors before any method is asked: lengths, and how far they agree."""
-    inner = torch.zeros(len(norms), len(norms), dtype=torch.float64)
+    inner = torch.zeros(len(norms), len(norms), dtype=torch.float64, device="cpu")
     for (part,) in _parts(tau.flatten(1)):
         inner += (part @ part.T).to(inner)
     cosines = [
@@ -299,7 +327,7 @@ def _facts(tau: Tensor, norms: list[float]) -> dict[str, object]:
 
 def _left(tau: Tensor, update: Tensor, norms: list[float]) -> tuple[float, ...]:
     """The first-order estimate of each task's gap, as a share of the base's own."""
-    inner = torch.zeros(len(norms), dtype=torch.float64)
+    inner = torch.zeros(len(norms), dtype=torch.float64, device="cpu")
     for part, moved in _parts(tau.flatten(1), update.reshape(1, -1)):
         inner += (part @ moved[0]).to(inner)
     return _shares(inner, norms)

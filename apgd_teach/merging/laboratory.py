@@ -205,10 +205,10 @@ def make_laboratory(
         raise MergeError(f"overlap is {overlap}; it is a cosine, between 0 and 1.")
     if not noise > 0:
         raise MergeError(f"noise is {noise}; give a positive variance, or the optimum is not unique.")
-    draws = torch.Generator().manual_seed(seed)
+    draws = torch.Generator("cpu").manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=draws, dtype=torch.float64)
+        return torch.randn(shape, generator=draws, dtype=torch.float64, device="cpu")
 
     initial = normal(out, in_) / in_**0.5
     targets = initial + distance * normal(n_tasks, out, in_) / in_**0.5
@@ -227,7 +227,7 @@ def make_laboratory(
         alone = (1 - overlap) ** 0.5
         together = ((1 + (n_tasks - 1) * overlap) ** 0.5 - alone) / n_tasks
         directions = alone * own + together * own.sum(dim=0)
-        covariances = directions @ directions.mT + noise * torch.eye(in_, dtype=torch.float64)
+        covariances = directions @ directions.mT + noise * torch.eye(in_, dtype=torch.float64, device="cpu")
     steepest = 1.0 if random_hessian else 1 + noise
     if not 0 < lr < 2 / steepest:
         raise MergeError(
@@ -238,6 +238,6 @@ def make_laboratory(
     elif steps < 0:
         raise MergeError(f"steps is {steps}; give 0 or more, or None for training until nothing changes.")
     else:
-        kept = torch.linalg.matrix_power(torch.eye(in_, dtype=torch.float64) - lr * covariances, steps)
+        kept = torch.linalg.matrix_power(torch.eye(in_, dtype=torch.float64, device="cpu") - lr * covariances, steps)
         tuned = targets + (initial - targets) @ kept
     return Laboratory(initial, targets, covariances, tuned, lr, steps)

@@ -8,12 +8,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
 from torch import Tensor
 
-__all__ = ["ALONE", "Fact", "Layer", "Method", "Update", "call"]
+from apgd_teach.errors import MergeError
+
+__all__ = ["ALONE", "ENGINE_FACTS", "Fact", "Layer", "Method", "Update", "call", "facts_of", "signature_problem"]
 
 Fact = float | tuple[float, ...] | str
 """A number, a number per task (in the order of `Layer.experts`), or a word that the audit keeps."""
+
+ENGINE_FACTS = ("task_norms", "mean_cosine", "least_cosine", "gap_left_average", "gap_left")
+"""Names of facts that the merge itself measures of every layer; a method may not give others under these."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,7 @@ class Update:
     Attributes:
         matrix: M, shape (out, in).
         facts: by name, what the audit keeps of this layer ("coefficients": λ per task, "protected": share of r, …).
+            Tensors and arrays of no axis or one, and lists, are taken as numbers; names of `ENGINE_FACTS` are refused.
 
     Lesson: 06.
     """
@@ -67,10 +74,10 @@ class Method(Protocol):
 
     That is all a method of your own needs; `merge(base, experts, Mine(…))` takes it. Four things it may have:
 
-    * a second argument, `layer`, a `Layer`: its name, the tasks' names, thresholds, ‖θ₀‖;
+    * an argument called `layer`, in which it is given a `Layer`: its name, the tasks' names, thresholds, ‖θ₀‖;
     * an `Update` as its result, whose facts go into the audit;
     * `trim`, a share: each expert's threshold for keeping that share of its largest |τ| over all merged layers
-      arrives in `layer.thresholds` (None when `trim` is 1 or more);
+      arrives in `layer.thresholds` (None when `trim` is 1);
     * `others`, "average" (when it has none) or "keep": what happens to tensors that no method works on.
 
     Lesson: 03, 10.
@@ -84,15 +91,95 @@ class Method(Protocol):
 
 
 def call(method: Any, task_vectors: Tensor, layer: Layer) -> Any:
-    """Call a method of either kind: with the layer where it has room for it, else on the task vectors alone."""
-    return method(task_vectors, layer) if wants_layer(method) else method(task_vectors)
+    """Call a method of either kind: with the layer where it has an argument of that name, else without."""
+    kind = _kind_of_layer(method)
+    if kind is None:
+        return method(task_vectors)
+    if kind is inspect.Parameter.POSITIONAL_ONLY:
+        return method(task_vectors, layer)
+    return method(task_vectors, layer=layer)
 
 
-def wants_layer(method: Any) -> bool:
-    """Whether a method takes the layer as a second argument."""
+def signature_problem(method: Any) -> str:
+    """Why a method cannot be called on task vectors, with or without a layer; empty when it can.
+
+    A parameter with a default keeps it: only what must be given, and is not called `layer`, is in the way.
+    """
+    parameters = _parameters(method)
+    if parameters is None:
+        return ""
+    catching = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    if not parameters or parameters[0].kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD):
+        return "takes no task vectors"
+    missing = [
+        one.name
+        for one in parameters[1:]
+        if one.default is inspect.Parameter.empty and one.kind not in catching and one.name != "layer"
+    ]
+    return f"wants '{missing[0]}' beside the task vectors" if missing else ""
+
+
+def facts_of(given: Update, method: str, tensor: str) -> dict[str, Fact]:
+    """The facts of an update as the audit keeps them: by name, numbers, tuples of numbers, words.
+
+    Args:
+        given: what the method returned.
+        method, tensor: their names, for the sentence.
+
+    Raises:
+        MergeError: the facts are no mapping, a name is no string or the merge's own, a value is nothing of these.
+    """
+    where = f"method '{method}', tensor '{tensor}':"
+    if not isinstance(given.facts, Mapping):
+        raise MergeError(f"{where} the facts are a {type(given.facts).__name__}; give a dict, {{'name': number}}.")
+    facts: dict[str, Fact] = {}
+    for name, value in given.facts.items():
+        if not isinstance(name, str):
+            raise MergeError(f"{where} a fact has the name {name!r}, which is no string; use a string.")
+        if name in ENGINE_FACTS:
+            raise MergeError(f"{where} the fact '{name}' is measured by the merge itself; call yours something else.")
+        fact = _fact(value)
+        if fact is None:
+            raise MergeError(
+                f"{where} the fact '{name}' is {_described(value)}; give a number, a number per task, or a word."
+            )
+        facts[name] = fact
+    return facts
+
+
+def _fact(value: object) -> Fact | None:
+    if isinstance(value, str):
+        return value
+    value = _unpacked(value)
+    if isinstance(value, list | tuple):
+        numbers = [_unpacked(one) for one in value]
+        found = tuple(one for one in numbers if isinstance(one, int | float))
+        return found if len(found) == len(numbers) else None
+    return value if isinstance(value, int | float) else None
+
+
+def _unpacked(value: object) -> object:
+    """Numbers of Python in place of a tensor or array, where it has values."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, Tensor) and value.ndim < 2 and not value.is_meta:
+        return value.to_dense().tolist()
+    return value
+
+
+def _described(value: object) -> str:
+    if isinstance(value, Tensor | np.ndarray):
+        return f"a {type(value).__name__} of shape {tuple(value.shape)} and {value.dtype}"
+    return f"a {type(value).__name__}" + (" of other things" if isinstance(value, list | tuple) else "")
+
+
+def _kind_of_layer(method: Any) -> Any:
+    """How a method takes the layer, as `inspect` says it; None when it does not."""
+    return next((one.kind for one in (_parameters(method) or [])[1:] if one.name == "layer"), None)
+
+
+def _parameters(method: Any) -> list[inspect.Parameter] | None:
     try:
-        parameters = inspect.signature(method).parameters.values()
+        return list(inspect.signature(method).parameters.values())
     except (TypeError, ValueError):  # compiled code without a signature
-        return False
-    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(one.kind in places for one in parameters) >= 2
+        return None

@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from apgd_teach.errors import MergeError
 from apgd_teach.merging.checkpoint import Spec, ties_of
 from apgd_teach.merging.policy import decide, problems, tables
-from apgd_teach.merging.statedict import StateDict, fingerprint
+from apgd_teach.merging.statedict import StateDict, as_written, fingerprint
 from apgd_teach.tables import Table
 
 __all__ = ["OTHER_BASE", "Finding", "Preflight", "Values", "preflight", "preflight_headers"]
@@ -203,10 +203,10 @@ class Values:
         self._group = {name: tuple(group) for group in ties for name in group}
         self._digests: dict[tuple[str, ...], tuple[str, list[str]]] = {}
         n = len(self.names)
-        self._inner = torch.zeros(n, n, dtype=torch.float64)  # ⟨τᵢ, τⱼ⟩
+        self._inner = torch.zeros(n, n, dtype=torch.float64, device="cpu")  # ⟨τᵢ, τⱼ⟩
         self._square = 0.0  # ‖θ₀‖²
         self._rounding = [0.0] * n  # a bound on the square of what rounding put into τᵢ
-        self._same = torch.ones(n + 1, n + 1, dtype=torch.bool)  # of all states, the base first
+        self._same = torch.ones(n + 1, n + 1, dtype=torch.bool, device="cpu")  # of all states, the base first
         self._found: list[Finding] = []
         self._lock = Lock()
 
@@ -221,7 +221,7 @@ class Values:
         Raises:
             MergeError: with `strict`, what stops the merge: NaN or infinity, a tied tensor that is two in an expert.
         """
-        with torch.no_grad():
+        with as_written():
             found = [*self._untied(key, experts), *self._look(key, base.detach(), [one.detach() for one in experts])]
         with self._lock:
             self._found += found
@@ -286,7 +286,9 @@ class Values:
     def _integers(self, key: str, base: Tensor, experts: list[Tensor]) -> Iterator[Finding]:
         alike = [[_equal(one, other) for other in experts] for one in experts]
         with self._lock:
-            self._same[1:, 1:] &= torch.tensor(alike, dtype=torch.bool).reshape(len(experts), len(experts))
+            self._same[1:, 1:] &= torch.tensor(alike, dtype=torch.bool, device="cpu").reshape(
+                len(experts), len(experts)
+            )
         for name, one in zip(self.names, experts, strict=True):
             if not _equal(base, one):
                 yield _warning(
@@ -338,8 +340,8 @@ def _measure(base: Tensor, experts: list[Tensor], same: Tensor, wide: torch.dtyp
     In parts of the layer, so that no copy of it is made; each part is summed up in `wide`, the parts in float64.
     """
     flat = [one.reshape(-1) for one in (base, *experts)]
-    inner = torch.zeros(len(experts), len(experts), dtype=torch.float64)
-    squares = torch.zeros(len(flat), dtype=torch.float64)
+    inner = torch.zeros(len(experts), len(experts), dtype=torch.float64, device="cpu")
+    squares = torch.zeros(len(flat), dtype=torch.float64, device="cpu")
     for start in range(0, flat[0].numel(), _PART):
         part = torch.stack([one[start : start + _PART].to(wide) for one in flat])
         tau = part[1:] - part[0]

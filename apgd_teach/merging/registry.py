@@ -11,8 +11,9 @@ from apgd_teach.merging.apgd import Apgd
 from apgd_teach.merging.average import Average
 from apgd_teach.merging.dare import Dare
 from apgd_teach.merging.iso_c import IsoC
-from apgd_teach.merging.method import Method
+from apgd_teach.merging.method import Method, signature_problem
 from apgd_teach.merging.published import ApgdPublished
+from apgd_teach.merging.settings import number
 from apgd_teach.merging.task_arithmetic import TaskArithmetic
 from apgd_teach.merging.task_aware import TaskAware
 from apgd_teach.merging.ties import Ties
@@ -31,7 +32,8 @@ def pick(method: str | Method, settings: Mapping[str, object]) -> Method:
     """A method by its name and settings, or the instance that was given.
 
     Raises:
-        MergeError: there is no such method or setting, or the object is no method.
+        MergeError: there is no such method or setting, the object is no method, it wants arguments that nobody gives,
+            or its `trim` is no share.
     """
     if not isinstance(method, str):
         if settings:
@@ -46,6 +48,14 @@ def pick(method: str | Method, settings: Mapping[str, object]) -> Method:
                 f"a {type(method).__name__} is no method; give a name ({', '.join(METHODS)}) or an object with a "
                 "`name` that can be called on task vectors of shape (task, out, in)."
             )
+        if problem := signature_problem(method):
+            raise MergeError(
+                f"method '{method.name}' {problem}; it is called as method(task_vectors), or as "
+                "method(task_vectors, layer=…) where it has an argument of that name: put what else it needs into "
+                "its settings."
+            )
+        if (share := getattr(method, "trim", None)) is not None:
+            number(method.name, "trim", share, 0, 1, above=True)
         return method
     if method not in METHODS:
         raise MergeError(f"there is no method '{method}'; use one of: {', '.join(METHODS)}.")

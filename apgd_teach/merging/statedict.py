@@ -4,15 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-__all__ = ["StateDict", "as_matrix", "difference", "fingerprint", "norm", "relative_norm", "task_vectors", "wide"]
+__all__ = [
+    "StateDict",
+    "as_matrix",
+    "as_written",
+    "difference",
+    "fingerprint",
+    "norm",
+    "relative_norm",
+    "task_vectors",
+    "wide",
+]
 
 StateDict: TypeAlias = Mapping[str, Tensor]
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """Within this block, in this thread, what the caller has switched on does not change the arithmetic.
+
+    No gradients are recorded, autocast does not lower the precision, and tensors are ordinary ones: those made in
+    inference mode do not count how often they were written to.
+    """
+    kinds = [kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind)]
+    with torch.inference_mode(False), torch.no_grad(), ExitStack() as stack:
+        for kind in kinds:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 def task_vectors(base: StateDict, experts: Mapping[str, StateDict]) -> dict[str, dict[str, Tensor]]:

@@ -83,7 +83,7 @@ def thresholds(
             upper[task] += np.bincount(bits >> _DIGIT, minlength=1 << _DIGIT)
         tick()
     if size == 0:
-        return torch.zeros(n_tasks)
+        return torch.zeros(n_tasks, device="cpu")
     rank = kept(share, size)
     below = np.cumsum(upper, axis=1)
     interval = np.array([np.searchsorted(row, rank) for row in below])

@@ -60,7 +60,7 @@ class Ties:
         """
         at = threshold(task_vectors, self.trim) if layer.thresholds is None else layer.thresholds
         update = torch.empty_like(task_vectors[0])
-        kept, elected = (torch.zeros(len(task_vectors), dtype=torch.int64) for _ in range(2))
+        kept, elected = (torch.zeros(len(task_vectors), dtype=torch.int64, device="cpu") for _ in range(2))
         # A block of rows at a time: masks and products of all tasks at once would double the memory.
         for rows, block in zip(update.split(_ROWS), task_vectors.split(_ROWS, dim=1), strict=True):
             there = mask(block, self.trim, at) & (block != 0)
