@@ -60,15 +60,16 @@ SETTINGS: Candidates = {
     },
     "full, p 1, flatten 0.5, t 10": ("apgd", {**FULL, "power": 1.0, "flatten": 0.5, "strength": 10.0, "protect": 0.0}),
     "full, p 1.5, flatten 0.75": ("apgd", {**FULL, "power": 1.5, "flatten": 0.75, "protect": 0.0}),
+    "full, p 1.5, flatten 0.75, energy": ("apgd", {**FULL, "power": 1.5, "flatten": 0.75, "protect": "energy"}),
     "full, p 1, flatten 0.75, t 10": (
         "apgd",
         {**FULL, "power": 1.0, "flatten": 0.75, "strength": 10.0, "protect": 0.0},
     ),
     "full, p 1, flatten 0.65": ("apgd", {**FULL, "power": 1.0, "flatten": 0.65, "protect": 0.0}),
-    "full, p 1, flatten 0.75, auto": ("apgd", {**FULL, "power": 1.0, "flatten": 0.75, "protect": "auto"}),
+    "full, p 1, flatten 0.75, step": ("apgd", {**FULL, "power": 1.0, "flatten": 0.75, "protect": "step"}),
     "full, p 1, flatten 0.5, r/64": ("apgd", {**FULL, "power": 1.0, "flatten": 0.5, "protect": 1 / 64}),
     "full, p 1, flatten 0.5, r/6": ("apgd", {**FULL, "power": 1.0, "flatten": 0.5, "protect": 1 / 6}),
-    "full, p 1, flatten 0.5, auto": ("apgd", {**FULL, "power": 1.0, "flatten": 0.5, "protect": "auto"}),
+    "full, p 1, flatten 0.5, step": ("apgd", {**FULL, "power": 1.0, "flatten": 0.5, "protect": "step"}),
 }
 CONSTANTS = {"0": 0.0, **{f"r/{part}": 1 / part for part in (128, 64, 32, 16, 8, 6, 4, 2)}}
 RULES = ("step", "energy", "participation", "length", "agreement", "left_out")

@@ -55,7 +55,7 @@ def step(layer: LayerFacts) -> float:
     """
     if math.isnan(layer.base_norm):
         raise MergeError(
-            "protect='auto' compares the task vectors with the base, and the layer does not say how long that is; "
+            "protect='step' compares the task vectors with the base, and the layer does not say how long that is; "
             "use merge(…), or call the method with Layer(base_norm=…), or give protect as a number."
         )
     norms = _moved(layer.task_vectors)
@@ -113,7 +113,7 @@ def left_out(layer: LayerFacts) -> float:
 
 
 RULES: dict[str, Callable[[LayerFacts], float]] = {
-    "auto": step,
+    "auto": energy,
     "step": step,
     "energy": energy,
     "participation": participation,
@@ -121,7 +121,10 @@ RULES: dict[str, Callable[[LayerFacts], float]] = {
     "agreement": agreement,
     "left_out": left_out,
 }
-"""Rules by name, each a number of directions; "auto" is the one that did best (`benchmarks/settings.md`)."""
+"""Rules by name, each a number of directions. "auto" is `energy`: on the design pools the nearest to the best constant
+rank of each setting, and it looks at nothing but the task vectors. How near, there and on pools that were not looked
+at, and where it fails: `benchmarks/settings.md`. What solves the layer and scores it (`agreement`, `left_out`) mostly
+protects nothing: such scores rise with the rank."""
 
 
 def automatic_rank(rule: str, layer: LayerFacts) -> int:

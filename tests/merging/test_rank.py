@@ -241,7 +241,7 @@ def test_step_of_a_mild_update_is_nothing_and_of_one_half_an_eighth() -> None:
     assert [automatic_rank("step", LayerFacts(tau, base, made_up)) for base in (20.0, 2.0, 1.0)] == [0, 8, 32]
 
 
-@pytest.mark.parametrize("rule", ["auto", "step"])
+@pytest.mark.parametrize("rule", ["step"])
 def test_step_by_hand_asks_for_the_length_of_the_base(rule: str) -> None:
     tau = draw(3, 6, 8)
     with pytest.raises(MergeError, match="compares the task vectors with the base") as caught:
@@ -285,20 +285,20 @@ def expected_share(base: Tensor, experts: list[Tensor]) -> float:
 def test_through_a_merge_each_layer_is_compared_with_its_own_base(move: float, tmp_path) -> None:
     base = network(move=0, seed=0)
     experts = {name: network(move=move, seed=10 * k, base=base) for k, name in enumerate(("ada", "ben"), start=1)}
-    audit = merge(base, experts, "apgd", protect="auto").audit
+    audit = merge(base, experts, "apgd", protect="step").audit
     rows = {row.name: row for row in audit.rows if row.policy == "merge"}
     assert set(rows) == {"long.weight", "kernel.weight", "short.weight"}
     for name, row in rows.items():
         expected = expected_share(base[name], [state[name] for state in experts.values()])
         assert row.facts["protected"] == pytest.approx(expected, abs=1e-9)
         assert (expected > 0) == (move > 0.1)
-    assert audit.settings["protect"] == "auto"
+    assert audit.settings["protect"] == "step"
 
     for name, state in {"base": base, **experts}.items():
         save_file(state, tmp_path / f"{name}.safetensors")
     files = {name: tmp_path / f"{name}.safetensors" for name in experts}
     by_files = merge_files(
-        tmp_path / "base.safetensors", files, tmp_path / "out.safetensors", "apgd", protect="auto", progress=False
+        tmp_path / "base.safetensors", files, tmp_path / "out.safetensors", "apgd", protect="step", progress=False
     )
     assert {row.name: row.facts for row in by_files.rows if row.policy == "merge"} == {
         name: row.facts for name, row in rows.items()
@@ -310,7 +310,7 @@ def test_a_layer_that_begins_at_zero_merges(tmp_path) -> None:
     experts = {
         name: {key: one + draw(*one.shape, seed=k) / 9 for key, one in base.items()} for k, name in ((1, "a"), (2, "b"))
     }
-    rows = {row.name: row for row in merge(base, experts, "apgd", protect="auto").audit.rows}
+    rows = {row.name: row for row in merge(base, experts, "apgd", protect="step").audit.rows}
     assert rows["up.weight"].facts["protected"] == 1
     assert rows["down.weight"].facts["protected"] == 0
 
