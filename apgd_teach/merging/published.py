@@ -13,6 +13,7 @@ from apgd_teach.merging.descent import off
 from apgd_teach.merging.method import ALONE, Fact, Layer, Update
 from apgd_teach.merging.settings import number, whole
 from apgd_teach.merging.subspace import overflows, shared_basis
+from apgd_teach.merging.surrogate import share_left
 from apgd_teach.merging.threshold import mask
 
 __all__ = ["ApgdPublished"]
@@ -33,7 +34,8 @@ class ApgdPublished:
         trim: share of each expert's largest |τ| over all merged layers that is kept.
 
     Facts for the audit: "coefficients"; "protected", share of r; "leak", ‖P(M − S)‖/‖PS‖ of the solved M, which is not
-    zero here; "leak_merged", the same after the trim; "kept", share of each task's entries.
+    zero here; "leak_merged", the same after the trim; "kept", share of each task's entries; "surrogate_before" and
+    "surrogate_after", per task, ‖diag Rⱼ‖² at S and at the merged M as shares of the base's.
 
     Source: Wei et al., ICML 2025, arXiv 2501.01230, and its port in fusion-bench (`method/doge_ta`); method.md §5.
     Lesson: 06.
@@ -70,6 +72,8 @@ class ApgdPublished:
             "protected": basis.shape[1] / min(task_vectors.shape[1:]),
             "leak": leak(basis, start + coefficients.sum() * delta, start),
             "leak_merged": leak(basis, update, start),
+            "surrogate_before": share_left(task_vectors, start, "row"),
+            "surrogate_after": share_left(task_vectors, update, "row"),
             "kept": tuple(kept.flatten(1).to(torch.float32).mean(dim=1).tolist()),
         }
         return Update(update, facts)

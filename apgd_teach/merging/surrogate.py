@@ -15,6 +15,7 @@ __all__ = [
     "GRANULARITIES",
     "check_granularity",
     "residual",
+    "share_left",
     "surrogate",
     "taylor_gap",
     "taylor_gap_with_gradient",
@@ -120,6 +121,27 @@ def surrogate(task_vectors: Tensor, update: Tensor, granularity: str) -> Tensor:
     _check_shapes(task_vectors, update)
     # Task by task: all differences at once would double the memory that the task vectors take.
     return torch.stack([_squared(tau, update - tau, granularity) for tau in task_vectors])
+
+
+def share_left(task_vectors: Tensor, update: Tensor, granularity: str) -> tuple[float, ...]:
+    """The surrogate of each task at M as a share of what it is at the base (M = 0); 0 for a zero task vector.
+
+    Args:
+        task_vectors: τ, shape (task, out, in).
+        update: M, shape (out, in).
+        granularity: "layer", "row" or "full".
+
+    Returns:
+        a number per task: what audits state as "surrogate_before" and "surrogate_after".
+
+    Raises:
+        MergeError: there is no such granularity, or the shapes do not fit.
+
+    Source: method.md §2.3. Lesson: 06.
+    """
+    nothing = surrogate(task_vectors, torch.zeros_like(update), granularity)
+    there = surrogate(task_vectors, update, granularity)
+    return tuple(torch.where(nothing > 0, there / nothing, 0.0).tolist())
 
 
 def weights(task_vectors: Tensor, granularity: str) -> Tensor:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from apgd_teach.merging.exact import full_solution
-from apgd_teach.merging.method import Update
+from apgd_teach.merging.method import Fact, Update
 from apgd_teach.merging.objective import Full, objective
 from apgd_teach.merging.settings import number
 from apgd_teach.merging.subspace import overflows
+from apgd_teach.merging.surrogate import share_left
 
 __all__ = ["Wudi"]
 
@@ -26,6 +27,9 @@ class Wudi:
 
     Attributes:
         cutoff: share of G's largest eigenvalue below which a direction is left out.
+
+    Facts for the audit: "surrogate_before" and "surrogate_after", per task, ‖Rⱼ‖² at the average and at M as shares of
+    the base's.
 
     Source: Cheng et al., "Whoever Started the Interference Should End It", ICML 2025, arXiv 2503.08099; method.md
     §2.3. Lesson: 07.
@@ -45,4 +49,8 @@ class Wudi:
         assert isinstance(quadratic, Full)
         nothing = torch.zeros_like(task_vectors[0])
         update = full_solution(quadratic, nothing, nothing[:, :0], "cutoff", self.cutoff)
-        return Update(update, {})
+        facts: dict[str, Fact] = {
+            "surrogate_before": share_left(task_vectors, task_vectors.mean(dim=0), "full"),
+            "surrogate_after": share_left(task_vectors, update, "full"),
+        }
+        return Update(update, facts)
