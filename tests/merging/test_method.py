@@ -141,6 +141,19 @@ def test_a_method_that_writes_into_its_thresholds_changes_no_other_layer(base, e
     assert torch.equal(seen[0], seen[1])
 
 
+def test_a_method_that_optimises_switches_gradients_on_itself(base, experts) -> None:
+    def call(self: object, tau: Tensor) -> Tensor:
+        assert not torch.is_grad_enabled()
+        with torch.enable_grad():
+            update = torch.zeros_like(tau[0], requires_grad=True)
+            (gradient,) = torch.autograd.grad((tau - update).square().sum() / 2, update)
+        return update - gradient / len(tau)
+
+    with torch.inference_mode():
+        merged, average = merge(base, experts, mine(call)).state_dict, merge(base, experts).state_dict
+    torch.testing.assert_close(merged["linear.weight"], average["linear.weight"])
+
+
 # What goes wrong in it
 
 
