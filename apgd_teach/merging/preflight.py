@@ -203,10 +203,11 @@ class Values:
         self._group = {name: tuple(group) for group in ties for name in group}
         self._digests: dict[tuple[str, ...], tuple[str, list[str]]] = {}
         n = len(self.names)
-        self._inner = torch.zeros(n, n, dtype=torch.float64, device="cpu")  # ⟨τᵢ, τⱼ⟩
+        with as_written():  # tensors made in inference mode could not be added to in `look`
+            self._inner = torch.zeros(n, n, dtype=torch.float64, device="cpu")  # ⟨τᵢ, τⱼ⟩
+            self._same = torch.ones(n + 1, n + 1, dtype=torch.bool, device="cpu")  # of all states, the base first
         self._square = 0.0  # ‖θ₀‖²
         self._rounding = [0.0] * n  # a bound on the square of what rounding put into τᵢ
-        self._same = torch.ones(n + 1, n + 1, dtype=torch.bool, device="cpu")  # of all states, the base first
         self._found: list[Finding] = []
         self._lock = Lock()
 

@@ -234,3 +234,18 @@ def test_tensors_that_a_method_makes_lie_where_its_task_vectors_do(base, experts
     with torch.device("meta"):
         merged = merge(base, experts, mine(lambda self, tau: torch.ones(tau.shape[1:]))).state_dict
     torch.testing.assert_close(merged["linear.weight"], base["linear.weight"] + 1)
+
+
+def test_inference_mode_around_a_merge_changes_nothing(base, experts, tmp_path) -> None:
+    paths = {one: tmp_path / f"{one}.safetensors" for one in ("base", *experts)}
+    for one, state in {"base": base, **experts}.items():
+        save_file(state, paths[one])
+    plain = merge(base, experts, "ties")
+    with torch.inference_mode():
+        inside = merge(base, experts, "ties")
+        merge_files(paths.pop("base"), paths, tmp_path / "merged.safetensors", "ties", workers=1, progress=False)
+    written = load_file(tmp_path / "merged.safetensors")
+    for key, one in plain.state_dict.items():
+        assert torch.equal(inside.state_dict[key], one)
+        assert torch.equal(written[key], one)
+    assert inside.audit.to_json() == plain.audit.to_json()
