@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from apgd_teach.errors import MergeError
-from apgd_teach.merging.statedict import StateDict, fingerprint
+from apgd_teach.merging.statedict import StateDict, as_utf8, fingerprint
 
 __all__ = ["DTYPES", "Checkpoint", "InFiles", "InMemory", "Spec", "open_checkpoint", "ties_of"]
 
@@ -43,6 +44,10 @@ _INDEX = ".safetensors.index.json"
 _PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 _LONGEST_HEADER = 100_000_000
 """The bytes above which the safetensors library itself refuses a header."""
+_MOST_AXES = 63
+"""PyTorch computes with 64, and task vectors have one more than their tensor."""
+_LARGEST = 1 << 48
+"""Numbers in a tensor, empty axes left aside: far more than any disk holds, and a stack of them can be counted."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,8 @@ class InMemory:
     """A state dict as a checkpoint. Nothing is copied."""
 
     def __init__(self, state: StateDict) -> None:
+        for name in state:
+            as_utf8(name)
         self.state = state
         self.specs: Mapping[str, Spec] = {name: Spec(tuple(one.shape), one.dtype) for name, one in state.items()}
         self.ties = ties_of(state)
@@ -350,6 +357,12 @@ def _tensor(name: str, entry: object, where: str) -> tuple[str, Spec, int, int]:
     spec = Spec(tuple(shape), DTYPES[kind])
     if offsets[1] - offsets[0] != spec.size * spec.dtype.itemsize:
         raise MergeError(damaged)
+    # An axis of length zero makes any shape fit its bytes.
+    if len(shape) > _MOST_AXES or math.prod(max(1, axis) for axis in shape) >= _LARGEST:
+        raise MergeError(
+            f"{where} has tensor '{name}' of a shape that PyTorch cannot work with ({len(shape)} axes, the longest "
+            f"{max(shape):,}); download or save it again."
+        )
     return name, spec, offsets[0], offsets[1]
 
 
@@ -403,7 +416,7 @@ def _json(raw: bytes | bytearray, where: str, what: str) -> dict[str, object]:
         found = dict(pairs)
         if len(found) != len(pairs):
             twice = next(name for place, (name, _) in enumerate(pairs) if name in dict(pairs[:place]))
-            raise MergeError(f"{where} has '{twice}' twice in its {what}; save it again.")
+            raise MergeError(f"{where} has {twice!r} twice in its {what}; save it again.")
         return found
 
     try:
@@ -412,7 +425,20 @@ def _json(raw: bytes | bytearray, where: str, what: str) -> dict[str, object]:
         found = None
     if not isinstance(found, dict):
         raise MergeError(f"{where} has a damaged {what} (no JSON object); download or save it again.")
+    if b"\\u" in raw and not _is_text(found):
+        raise MergeError(
+            f"{where} has a damaged {what} (half a character, which no file can hold); download or save it again."
+        )
     return found
+
+
+def _is_text(value: object) -> bool:
+    """Whether it can be written again: JSON lets half of a surrogate pair pass as an escape."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _state(stream: BinaryIO) -> tuple[int, ...]:

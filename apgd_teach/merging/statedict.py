@@ -11,9 +11,12 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from apgd_teach.errors import MergeError
+
 __all__ = [
     "StateDict",
     "as_matrix",
+    "as_utf8",
     "as_written",
     "difference",
     "fingerprint",
@@ -103,11 +106,27 @@ def relative_norm(base: StateDict, expert: StateDict) -> float:
 
 
 def fingerprint(state_dict: StateDict) -> str:
-    """SHA-256 (hex) of names, dtypes, shapes and values, whatever the order of the keys and the device."""
+    """SHA-256 (hex) of names, dtypes, shapes and values, whatever the order of the keys and the device.
+
+    Raises:
+        MergeError: a name is no text that can be written.
+    """
     digest = hashlib.sha256()
     for key in sorted(state_dict):
         tensor = state_dict[key].detach().cpu().contiguous()
-        digest.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(as_utf8(key) + f"|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         # Seen as bytes, since numpy has no bfloat16; a scalar must become a vector first.
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def as_utf8(name: str) -> bytes:
+    """A tensor's name as bytes.
+
+    Raises:
+        MergeError: it holds half a character (a lone surrogate), which neither a file nor a digest can.
+    """
+    try:
+        return f"{name}".encode()
+    except UnicodeEncodeError:
+        raise MergeError(f"the tensor name {name!r} holds half a character; rename the tensor.") from None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from apgd_teach.errors import MergeError
-from apgd_teach.merging import open_checkpoint
+from apgd_teach.merging import merge_files, open_checkpoint
 from apgd_teach.merging.checkpoint import DTYPES, Spec
 
 INDEX = "model.safetensors.index.json"
@@ -254,6 +255,17 @@ def test_a_pickle_is_not_loaded_and_how_to_convert_it_is_said(tmp_path: Path, su
         ({"w": entry(4, 12)}, r"has a damaged header \(tensor 'w' begins at byte 4"),
         ({"w": entry(0, 8), "v": entry(8, 16), "u": entry(16, 24)}, r"is cut off: it has [\d,]+ bytes and its header"),
         ({"w": entry(0, 4, shape=[1])}, r"has something behind its last tensor: it has"),
+        ({"w": entry(0, 8), "\ud800": entry(8, 8, shape=[0])}, r"has a damaged header \(half a character"),
+        ({"__metadata__": {"a": "\udfff"}, "w": entry(0, 8)}, r"has a damaged header \(half a character"),
+        ({"__metadata__": {"\ud800": "a"}, "w": entry(0, 8)}, r"has a damaged header \(half a character"),
+        ({"w": entry(0, 8, dtype="\ud800")}, r"has a damaged header \(half a character"),
+        (b'{"\\ud800":1,"\\ud800":1}', r"has '\\ud800' twice in its header"),
+        (
+            {"w": entry(0, 0, shape=[0, 2**63])},
+            r"has tensor 'w' of a shape that PyTorch cannot .* \(2 axes, the longest 9",
+        ),
+        ({"w": entry(0, 0, shape=[0, 2**62, 2**62])}, r"has tensor 'w' of a shape that PyTorch cannot"),
+        ({"w": entry(0, 4, shape=[1] * 72)}, r"has tensor 'w' of a shape that PyTorch cannot work with \(72 axes"),
         ({"__metadata__": {"a": 1}, "w": entry(0, 8)}, r"has a damaged header \(metadata that is no text\)"),
         ({"__metadata__": [], "w": entry(0, 8)}, r"has a damaged header \(metadata that is no text\)"),
         (
@@ -266,6 +278,28 @@ def test_a_header_that_lies_is_refused(tmp_path: Path, header: object, sentence:
     path = write(tmp_path / "m.safetensors", header, bytes(16 if "v" in str(header) else 8))
     with pytest.raises(MergeError, match=rf"base: '.*m\.safetensors' {sentence}"):
         open_checkpoint(path, "base")
+
+
+def test_the_sentence_about_half_a_character_can_be_printed(tmp_path: Path) -> None:
+    for header in ({"\ud800": entry(0, 8)}, b'{"\\ud800":1,"\\ud800":1}'):
+        with pytest.raises(MergeError) as refused:
+            open_checkpoint(write(tmp_path / "m.safetensors", header, bytes(8)))
+        assert str(refused.value).encode()
+
+
+def test_whole_characters_may_be_written_as_two_halves(tmp_path: Path) -> None:
+    # "😀", as JSON writers that keep to ASCII have it.
+    path = write(tmp_path / "m.safetensors", {"\N{GRINNING FACE}": entry(0, 8)}, bytes(8))
+    assert b"\\ud83d\\ude00" in path.read_bytes()
+    assert list(open_checkpoint(path).specs) == ["\N{GRINNING FACE}"]
+
+
+@pytest.mark.parametrize("shape", [[1] * 63, [0, 2**47]])
+def test_a_shape_at_the_limit_can_be_merged(tmp_path: Path, shape: list[int]) -> None:
+    size = 4 * math.prod(shape)
+    path = write(tmp_path / "m.safetensors", {"w": entry(0, size, shape=shape)}, bytes(size))
+    merge_files(path, {"a": path, "b": path}, tmp_path / "out.safetensors", progress=False)
+    assert open_checkpoint(tmp_path / "out.safetensors").read("w").shape == torch.Size(shape)
 
 
 def test_whatever_is_accepted_the_library_accepts_too(tmp_path: Path) -> None:
@@ -324,7 +358,7 @@ def test_a_file_without_the_right_to_read_it_is_one_sentence() -> None:
     script = (
         "import os, sys\n"
         "from apgd_teach.errors import MergeError\n"
-        "from apgd_teach.merging import open_checkpoint\n"
+        "from apgd_teach.merging import merge_files, open_checkpoint\n"
         "if os.getuid() == 0: os.setuid(65534)\n"  # root may read everything
         "try: open_checkpoint(sys.argv[1], 'base')\n"
         "except MergeError as error: print(error)\n"
@@ -395,6 +429,10 @@ def test_a_tensor_that_two_shards_hold_is_refused(base, shards) -> None:
         (b'{"weight_map": {}}', r"is no index of shards"),
         (b'{"weight_map": ["a"]}', r"is no index of shards"),
         (b'{"weight_map": {"a": 3}}', r"is no index of shards"),
+        (
+            b'{"weight_map": {"a": "x.safetensors"}, "metadata": {"a": ["\\ud800"]}}',
+            r"a damaged index \(half a character",
+        ),
         (b'{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}', r"has 'a' twice in its index"),
     ],
 )

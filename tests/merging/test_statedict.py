@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apgd_teach.merging import fingerprint, task_vectors
+from apgd_teach.errors import MergeError
+from apgd_teach.merging import fingerprint, merge, task_vectors
 from apgd_teach.merging.statedict import as_matrix, norm, relative_norm
 
 # Task vectors
@@ -120,3 +121,19 @@ def test_which_number_stands_under_which_name_counts() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
 def test_the_device_does_not_count(base) -> None:
     assert fingerprint({key: tensor.cuda() for key, tensor in base.items()}) == fingerprint(base)
+
+
+def test_a_name_with_half_a_character_is_refused_before_anything_is_merged() -> None:
+    state = {"a": torch.ones(2, 2), "b\ud800": torch.ones(2, 2)}
+    sentence = r"the tensor name 'b\\ud800' holds half a character; rename the tensor\."
+    with pytest.raises(MergeError, match=sentence):
+        fingerprint(state)
+
+    class Never:
+        name = "never"
+
+        def __call__(self, task_vectors: torch.Tensor) -> torch.Tensor:
+            raise AssertionError("a layer was computed")
+
+    with pytest.raises(MergeError, match=sentence):
+        merge(state, {"ada": state}, Never())
