@@ -55,10 +55,10 @@ def merge_files(
     Args:
         base: θ₀: a `.safetensors` file, a `….safetensors.index.json`, or a folder that holds one of the two.
         experts: paths of the same kinds, by name; their order does not matter.
-        out: a name that ends in .safetensors: one file, in place of any that is there. Else a new or empty folder, in
-            which the base's layout is repeated: the same names of files and the same index. A folder with something
-            in it is refused, since it cannot be replaced in one step and would mix two models. Whatever else a
-            model's folder holds (its configuration, a tokenizer) is yours to copy.
+        out: a name that ends in .safetensors: one file, in place of any that is there, whose rights it keeps. Else a
+            new or empty folder, in which the base's layout is repeated: the same names of files and the same index. A
+            folder with something in it is refused, since it cannot be replaced in one step and would mix two models.
+            Whatever else a model's folder holds (its configuration, a tokenizer) is yours to copy.
         method: a name in `METHODS`, or an instance of a method of your own.
         policy: patterns of tensor names that overrule the shapes', {"head.*": "keep"}; see `policy.decide`.
         dtype: of the floating-point tensors that are written: "float32", "bfloat16", "float16", "float64", or the
@@ -88,8 +88,9 @@ def merge_files(
     report.raise_errors("preflight_files(base, experts)")
     # The engine shows values in the precision that it computes in; the headers say in which they were stored.
     stored = {"base": opened.specs, **{name: source.specs for name, source in sources.items()}}
-    values = Values(sorted(sources), strict=True, headers=stored)
-    inputs = Inputs(opened, sources, policy, place, kind, values.look)
+    inputs = Inputs(opened, sources, policy, place, kind)
+    values = Values(inputs.names, strict=True, headers=stored, decisions=inputs.decisions(chosen))
+    inputs = dataclasses.replace(inputs, look=values.look)
     target = _target(out, (opened, *sources.values()))
     ticks = passes(inputs, chosen)
     with (
@@ -254,7 +255,7 @@ class _Writer:
             for name, start in starts.items()
         }
         self._left = set(self._places)
-        self._folder = Path()
+        self._hidden = self._folder = Path()
 
     def __enter__(self) -> _Writer:
         path = self._target.path
@@ -269,8 +270,11 @@ class _Writer:
                     f"out: '{path.name}' needs {need / 1e9:.3g} GB, and the disk has {free / 1e9:.3g} GB left; "
                     "free some space, or write it elsewhere."
                 )
-            self._folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+            self._hidden = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
             try:
+                # The hidden folder is its owner's only; what is made in it has the rights of any new folder and file.
+                self._folder = self._hidden / "out"
+                self._folder.mkdir()
                 for file, (header, _) in self._headers.items():
                     (self._folder / file).write_bytes(header)
             except BaseException:
@@ -279,7 +283,7 @@ class _Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self._hidden, ignore_errors=True)
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Put one tensor into its place."""
@@ -298,17 +302,15 @@ class _Writer:
             for file, content in self._contents.items():
                 with (self._folder / file).open("r+b") as stream:
                     os.fsync(stream.fileno())
-                # Made for the owner only; what is published is for everyone who may read the folder.
-                (self._folder / file).chmod(0o644)
                 if content.text is None:
                     _verify(self._folder / file, content)
-            if self._target.is_file:
-                os.replace(self._folder / path.name, path)
-                return
-            self._folder.chmod(0o755)
+            new = self._folder / path.name if self._target.is_file else self._folder
             if path.exists():
-                path.rmdir()
-            os.replace(self._folder, path)
+                # A folder that its owner may not write to could not be moved.
+                new.chmod(path.stat().st_mode & 0o777 | (0 if self._target.is_file else 0o700))
+                if not self._target.is_file:
+                    path.rmdir()
+            os.replace(new, path)
 
 
 def _header(content: _Content) -> tuple[bytes, dict[str, int]]:

@@ -358,8 +358,38 @@ def test_a_file_that_is_replaced_stays_whole_until_the_new_one_is(saved: Saved) 
     assert sorted(one.name for one in saved.folder.iterdir()) == sorted(
         [out.name, saved.base.name, *(path.name for path in saved.experts.values())]
     )
-    if sys.platform != "win32":
-        assert out.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.fixture(params=[0o022, 0o027, 0o077, 0o002])
+def umask(request) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="rights are other there")
+def test_what_is_new_has_the_rights_that_the_user_gives_to_new_files(base, saved: Saved, umask: int) -> None:
+    folder = shard(base, saved.folder / "sharded", 2)
+    merge_files(folder, saved.experts, saved.folder / "new", progress=False)
+    merge_files(folder, saved.experts, saved.folder / "new.safetensors", progress=False)
+    files = [saved.folder / "new.safetensors", *(saved.folder / "new").iterdir()]
+    assert len(files) == 4
+    assert {one.stat().st_mode & 0o777 for one in files} == {0o666 & ~umask}
+    assert (saved.folder / "new").stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="rights are other there")
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664, 0o444])
+def test_what_is_replaced_keeps_its_rights(saved: Saved, mode: int) -> None:
+    out, folder = saved.folder / "out.safetensors", saved.folder / "out"
+    out.write_bytes(b"old")
+    out.chmod(mode)
+    folder.mkdir()
+    folder.chmod(mode | 0o700)
+    merge_files(saved.base, saved.experts, out, progress=False)
+    merge_files(saved.base, saved.experts, folder, progress=False)
+    assert out.stat().st_mode & 0o777 == mode
+    assert folder.stat().st_mode & 0o777 == mode | 0o700
 
 
 @pytest.mark.parametrize("workers", [1, 2])
