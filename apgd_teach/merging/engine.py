@@ -45,7 +45,7 @@ class Inputs:
     policy: Mapping[str, str] | None = None
     device: torch.device | None = None
     dtype: torch.dtype | None = None
-    look: Callable[[str, Tensor, list[Tensor]], None] | None = None
+    look: Callable[[str, Tensor, list[Tensor | None]], None] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -58,9 +58,19 @@ class Inputs:
         tau = _subtract(base, (self._place(self.experts[name].read(key)) for name in self.names), len(self.names))
         return tau.flatten(2) if tau.ndim > 2 else tau
 
-    def tensors(self, key: str) -> tuple[Tensor, list[Tensor]]:
-        """The base's tensor and the experts', where the computation is done."""
-        return self._place(self.base.read(key)), [self._place(self.experts[name].read(key)) for name in self.names]
+    def decisions(self, method: Method) -> dict[str, Decision]:
+        """What happens to each tensor of the base."""
+        beside = {key for expert in self.experts.values() for key in expert.specs}
+        return decide(self.base.specs, self.policy, getattr(method, "others", "average"), self.base.ties, beside)
+
+    def tensors(self, key: str) -> tuple[Tensor, list[Tensor | None]]:
+        """The base's tensor and the experts', where the computation is done; None where one has none of its shape."""
+        shape = self.base.specs[key].shape
+        fits = [(spec := self.experts[name].specs.get(key)) is not None and spec.shape == shape for name in self.names]
+        theirs = zip(self.names, fits, strict=True)
+        return self._place(self.base.read(key)), [
+            self._place(self.experts[name].read(key)) if fit else None for name, fit in theirs
+        ]
 
     def rounding(self, key: str) -> float:
         """About the largest singular value of what rounding the stored weights left in one τ, as a share of ‖θ₀‖.
@@ -80,7 +90,7 @@ class Inputs:
 
 def passes(inputs: Inputs, method: Method) -> int:
     """How many ticks `run` will make: one per tensor and pass, and one per input that is hashed at the end."""
-    decisions = decide(inputs.base.specs, inputs.policy, getattr(method, "others", "average"), inputs.base.ties)
+    decisions = inputs.decisions(method)
     layers = sum(one.action == "merge" for one in decisions.values())
     return len(decisions) + (2 * layers if _trims(method) else 0) + 1 + len(inputs.experts)
 
@@ -110,7 +120,7 @@ def run(
     Source: method.md §1.
     """
     settings = _settings(method)  # what cannot be recorded is better known before than after the work
-    decisions = decide(inputs.base.specs, inputs.policy, getattr(method, "others", "average"), inputs.base.ties)
+    decisions = inputs.decisions(method)
     tied = {name: group[0] for group in inputs.base.ties for name in group[1:]}
     work = [name for name in decisions if name not in tied]
     at = _first_pass(inputs, method, [name for name in work if decisions[name].action == "merge"], tick)
@@ -212,20 +222,27 @@ class _Holder:
 def _merge_tensor(
     key: str, inputs: Inputs, method: Method, decision: Decision, at: Tensor | None
 ) -> tuple[Tensor, TensorRow]:
-    base, experts = inputs.tensors(key)
+    base, given = inputs.tensors(key)
     if inputs.look is not None:
-        inputs.look(key, base, experts)
+        inputs.look(key, base, given)
+    experts = [one for one in given if one is not None]
+    del given  # an expert is forgotten once it is subtracted from
     shape, size = tuple(base.shape), norm(base)
     if not base.is_floating_point():
         return base.clone(), TensorRow(key, "keep", decision.reason, shape, size, 0.0, 0.0)
     kind = inputs.dtype or base.dtype
     experts.reverse()
-    tau = _subtract(base, (experts.pop() for _ in inputs.names), len(inputs.names))
+    n_tasks = len(experts)  # all of them, unless it is kept: those whose tensor has the base's shape
+    tau = _subtract(base, (experts.pop() for _ in range(n_tasks)), n_tasks)
+    if decision.action == "keep":
+        tau.nan_to_num_(0.0, 0.0, 0.0)  # −∞ in all of them, as in a mask, is no difference
     norms = [norm(one) for one in tau]
-    mean = sum(norms) / len(norms)
+    mean = sum(norms) / len(norms) if norms else 0.0
     if decision.action == "keep":
         del tau
-        kept = _fits(key, base.to(kind, copy=True), kind)
+        kept = base.to(kind, copy=True)
+        if not _finite(kept):
+            _fits(key, kept[torch.isfinite(base)], kind)  # what the base holds may be infinite
         return kept, TensorRow(key, "keep", decision.reason, shape, size, mean, 0.0)
     facts: Mapping[str, object] = {}
     if decision.action == "merge":

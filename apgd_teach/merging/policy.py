@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -10,13 +10,14 @@ from fnmatch import fnmatchcase
 from apgd_teach.errors import MergeError
 from apgd_teach.merging.checkpoint import Spec
 
-__all__ = ["ACTIONS", "Action", "Decision", "decide", "problems", "tables"]
+__all__ = ["ACTIONS", "Action", "Decision", "decide", "problems", "spared", "tables"]
 
 ACTIONS = ("merge", "average", "keep")
 
 TABLE_ROWS, TABLE_RATIO, TABLE_COPIES = 1000, 4, 4
 """From what shape on a matrix is suspected of being an embedding; see `tables`."""
 
+_WILD = frozenset("*?[")
 _INTEGERS = "integers have no task vector"
 _EMPTY = "it holds no values"
 _WEIGHT = "a weight"
@@ -55,6 +56,7 @@ def decide(
     policy: Mapping[str, str] | None = None,
     others: str = "average",
     ties: Sequence[Sequence[str]] = (),
+    beside: Collection[str] = (),
 ) -> dict[str, Decision]:
     """The policy of every tensor.
 
@@ -70,6 +72,7 @@ def decide(
             merged) the shape decides after all, and the reason says so.
         others: what happens to floating-point tensors that are no weights of a linear map, "average" or "keep".
         ties: groups of names that are one tensor. What is said of one name holds for its group.
+        beside: names that only experts have; a pattern that keeps may be for them alone (`spared`).
 
     Returns:
         by name, in the order of `specs`.
@@ -80,7 +83,7 @@ def decide(
 
     Source: method.md §2.8. Lesson: 03, 09.
     """
-    for where, what, remedy in problems(specs, policy, others, ties):
+    for where, what, remedy in problems(specs, policy, others, ties, beside):
         raise MergeError(f"{where} {what}; {remedy}.")
     rules = policy or {}
     statistics = _statistics(specs)
@@ -97,6 +100,7 @@ def problems(
     policy: Mapping[str, str] | None = None,
     others: str = "average",
     ties: Sequence[Sequence[str]] = (),
+    beside: Collection[str] = (),
 ) -> Iterator[tuple[str, str, str]]:
     """What is wrong with a policy for these tensors: where, what, and what to do. The arguments are those of `decide`.
 
@@ -117,6 +121,8 @@ def problems(
             rules[pattern] = action
     for pattern, action in rules.items():
         found = [name for name in specs if _matches(name, pattern)]
+        if not found and action == "keep" and any(_matches(name, pattern) for name in beside):
+            continue
         if not found:
             near = get_close_matches(pattern.replace("*", ""), list(specs), n=3, cutoff=0)
             names = ", ".join(f"'{name}'" for name in near)
@@ -133,6 +139,25 @@ def problems(
         if len(said) > 1:
             words = " and ".join(f"'{action}' for '{name}'" for action, name in said.items())
             yield "the policy", f"says {words}, which are one tensor in the base", "say the same for all its names"
+
+
+def spared(
+    names: Iterable[str], policy: Mapping[str, str] | None, ties: Sequence[Sequence[str]] = ()
+) -> frozenset[str]:
+    """Names that a pattern keeps: nothing is asked of the experts there, not even that they have such a tensor.
+
+    What is kept for its shape, or for the method, is not among them: there a misfit is a sign of another network.
+
+    Args:
+        names: of the base and of the experts. What only an expert has is left out of the merge if a pattern keeps it.
+        policy: patterns, as `decide` takes them; what is wrong with them is for `problems` to say.
+        ties: groups of names that are one tensor. What is said of one name holds for its group.
+
+    Source: method.md §2.8. Lesson: 09.
+    """
+    rules = {one: action for one, action in policy.items() if isinstance(one, str)} if policy else {}
+    found = {name for name in names if (rule := _rule(name, rules)) is not None and rules[rule] == "keep"}
+    return frozenset(found.union(*(group for group in ties if not found.isdisjoint(group))))
 
 
 def tables(specs: Mapping[str, Spec], decisions: Mapping[str, Decision]) -> list[str]:
@@ -190,7 +215,7 @@ def _rule(name: str, rules: Mapping[str, str]) -> str | None:
 
 def _matches(name: str, pattern: str) -> bool:
     # A name that has brackets in it is meant as it stands.
-    return name == pattern or fnmatchcase(name, pattern)
+    return name == pattern or (not _WILD.isdisjoint(pattern) and fnmatchcase(name, pattern))
 
 
 def _cannot(spec: Spec, action: str) -> str:

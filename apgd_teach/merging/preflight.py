@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from threading import Lock
@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from apgd_teach.errors import MergeError
-from apgd_teach.merging.checkpoint import Spec, ties_of
-from apgd_teach.merging.policy import decide, problems, tables
+from apgd_teach.merging.checkpoint import InMemory, Spec, ties_of
+from apgd_teach.merging.policy import Decision, decide, problems, spared, tables
 from apgd_teach.merging.statedict import StateDict, as_written, fingerprint
 from apgd_teach.tables import Table
 
@@ -144,10 +144,13 @@ def preflight(
     if not _errors(findings):
         findings += _devices(base, experts)
     if not _errors(findings):
-        names = sorted(experts)
-        values = Values(names, ties_of(base))
+        names, source = sorted(experts), InMemory(base)
+        beside = {key for state in experts.values() for key in state}
+        decisions = decide(source.specs, policy, others, source.ties, beside)
+        values = Values(names, source.ties, decisions=decisions)
         for key, tensor in base.items():
-            values.look(key, tensor, [experts[name][key] for name in names])
+            theirs = [experts[name].get(key) for name in names]
+            values.look(key, tensor, [one if one is not None and one.shape == tensor.shape else None for one in theirs])
         findings += values.findings()
     return _report(findings)
 
@@ -181,13 +184,15 @@ class Values:
     """The second stage: what only the numbers show, tensor by tensor, in memory that does not grow with the layers.
 
     `look` may be called from several threads, in any order, once per tensor. The names of a tie that come after its
-    first add nothing to the norms: they are only compared with the first.
+    first add nothing to the norms: they are only compared with the first. Floats that are kept have no say at all:
+    whatever the experts hold there, even nothing or infinity, the merge is the same.
 
     Args:
         names: the experts', sorted, which is the order in which `look` is given their tensors.
         ties: groups of names that are one tensor in the base.
         strict: whether `look` raises what is an error at once; else it waits for `findings`.
         headers: of "base" and of every expert, by name, where `look` is given tensors that were widened after reading.
+        decisions: what happens to each tensor, as `policy.decide` gives it; None: all floats are merged or averaged.
 
     Source: method.md §2.8. Lesson: 09.
     """
@@ -198,32 +203,37 @@ class Values:
         ties: Sequence[Sequence[str]] = (),
         strict: bool = False,
         headers: Mapping[str, Mapping[str, Spec]] | None = None,
+        decisions: Mapping[str, Decision] | None = None,
     ) -> None:
         self.names, self.strict, self._headers = tuple(names), strict, headers
+        self._kept = {key for key, decision in (decisions or {}).items() if decision.action == "keep"}
+        self._unseen = False  # whether a tensor of floats was not compared, since it is kept
         self._group = {name: tuple(group) for group in ties for name in group}
         self._digests: dict[tuple[str, ...], tuple[str, list[str]]] = {}
         n = len(self.names)
         with as_written():  # tensors made in inference mode could not be added to in `look`
             self._inner = torch.zeros(n, n, dtype=torch.float64, device="cpu")  # ⟨τᵢ, τⱼ⟩
-            self._same = torch.ones(n + 1, n + 1, dtype=torch.bool, device="cpu")  # of all states, the base first
+            self._same = torch.ones(n + 1, n + 1, dtype=torch.bool, device="cpu")  # in floats, the base first
+            self._same_integers = self._same.clone()
         self._square = 0.0  # ‖θ₀‖²
         self._rounding = [0.0] * n  # a bound on the square of what rounding put into τᵢ
         self._found: list[Finding] = []
         self._lock = Lock()
 
-    def look(self, key: str, base: Tensor, experts: Sequence[Tensor]) -> None:
+    def look(self, key: str, base: Tensor, experts: Sequence[Tensor | None]) -> None:
         """Take one tensor into account.
 
         Args:
             key: its name.
             base: the base's.
-            experts: the experts', in the order of `names`.
+            experts: the experts', in the order of `names`; None where one has none of its shape, which only a tensor
+                that is kept allows.
 
         Raises:
             MergeError: with `strict`, what stops the merge: NaN or infinity, a tied tensor that is two in an expert.
         """
         with as_written():
-            found = [*self._untied(key, experts), *self._look(key, base.detach(), [one.detach() for one in experts])]
+            found = list(self._judge(key, base.detach(), [None if one is None else one.detach() for one in experts]))
         with self._lock:
             self._found += found
         if self.strict:
@@ -234,41 +244,46 @@ class Values:
         with self._lock:
             return _report([*self._found, *self._whole()]).findings
 
-    def _untied(self, key: str, experts: Sequence[Tensor]) -> Iterator[Finding]:
+    def _judge(self, key: str, base: Tensor, given: list[Tensor | None]) -> Iterator[Finding]:
+        if base.is_floating_point() and key in self._kept:
+            self._unseen |= base.numel() > 0
+            return
+        yield from self._untied(key, given)
+        if self._group.get(key, (key,))[0] != key:
+            return
+        if base.is_floating_point():
+            yield from self._floats(key, base, [one for one in given if one is not None])
+        else:
+            yield from self._integers(key, base, given)
+
+    def _untied(self, key: str, experts: Sequence[Tensor | None]) -> Iterator[Finding]:
         """Where the base has one tensor under several names and an expert has several."""
         group = self._group.get(key)
         if group is None:
             return
-        digests = [fingerprint({"": one}) for one in experts]
+        digests = ["" if one is None else fingerprint({"": one}) for one in experts]
         with self._lock:
             other, known = self._digests.setdefault(group, (key, digests))
         for name, one, two in zip(self.names, digests, known, strict=True):
-            if one != two:
+            if one and two and one != two:
                 yield _error(
                     f"expert '{name}', tensor '{key}'",
                     f"differs from its '{other}', and the base has the two tied",
                     "tie them in the expert, or give the base a copy for each name",
                 )
 
-    def _look(self, key: str, base: Tensor, experts: list[Tensor]) -> Iterator[Finding]:
-        if self._group.get(key, (key,))[0] != key:
-            return
-        if not base.is_floating_point():
-            yield from self._integers(key, base, experts)
-            return
+    def _floats(self, key: str, base: Tensor, experts: list[Tensor]) -> Iterator[Finding]:
         with self._lock:
             same = self._same.clone()
         double = base.device.type != "mps" and any(one.dtype == torch.float64 for one in (base, *experts))
         inner, squares = _measure(base, experts, same, torch.float64 if double else torch.float32)
         if not math.isfinite(sum(squares) + float(inner.sum())):
             bad = [not bool(torch.isfinite(one).all()) for one in (base, *experts)]
-            for who, is_bad in zip(("base", *(f"expert '{name}'" for name in self.names)), bad, strict=True):
-                if is_bad:
-                    yield _error(
-                        f"{who}, tensor '{key}'",
-                        "holds NaN or infinity",
-                        "take an earlier checkpoint, before it diverged",
-                    )
+            if all(bad) and all(torch.equal(base, one) for one in experts):
+                remedy = f"if it is a mask or a bound and no weight, keep it with policy={{'{key}': 'keep'}}"
+                yield _error(f"base, tensor '{key}'", "holds infinity, and so do all the experts", remedy)
+            else:
+                yield from self._not_finite(key, bad)
             if any(bad):
                 inner, squares, same = torch.zeros_like(inner), [0.0] * len(squares), torch.zeros_like(same)
             elif not double and base.device.type != "mps":  # it was only the squares that float32 cannot hold
@@ -281,17 +296,29 @@ class Values:
                 eps = max(self._eps(name, key, one), self._eps("base", key, base))
                 self._rounding[place] += (eps / 2) ** 2 * squares[place + 1]
 
+    def _not_finite(self, key: str, bad: Sequence[bool]) -> Iterator[Finding]:
+        whose = ("base", *(f"expert '{name}'" for name in self.names))
+        for who in (one for one, is_bad in zip(whose, bad, strict=True) if is_bad):
+            remedy = "take an earlier checkpoint, before it diverged"
+            yield _error(f"{who}, tensor '{key}'", "holds NaN or infinity", remedy)
+
     def _eps(self, who: str, key: str, tensor: Tensor) -> float:
         return torch.finfo(self._headers[who][key].dtype if self._headers else tensor.dtype).eps
 
-    def _integers(self, key: str, base: Tensor, experts: list[Tensor]) -> Iterator[Finding]:
-        alike = [[_equal(one, other) for other in experts] for one in experts]
+    def _integers(self, key: str, base: Tensor, experts: list[Tensor | None]) -> Iterator[Finding]:
+        states = [base, *experts]
+        alike = [[one is None or other is None or _equal(one, other) for other in states] for one in states]
         with self._lock:
-            self._same[1:, 1:] &= torch.tensor(alike, dtype=torch.bool, device="cpu").reshape(
-                len(experts), len(experts)
-            )
-        for name, one in zip(self.names, experts, strict=True):
-            if not _equal(base, one):
+            self._same_integers &= torch.tensor(alike, dtype=torch.bool, device="cpu")
+        for name, same in zip(self.names, alike[0][1:], strict=True):
+            if not same and _quantised(base):
+                yield _warning(
+                    f"expert '{name}', tensor '{key}'",
+                    f"is a matrix of {str(base.dtype).removeprefix('torch.')}, as quantised weights are, that differs "
+                    "from the base's",
+                    "integers are not merged and the base's are kept: take the checkpoint before it was quantised",
+                )
+            elif not same:
                 yield _warning(
                     f"expert '{name}', tensor '{key}'",
                     "is a tensor of integers that differs from the base's",
@@ -301,10 +328,12 @@ class Values:
     def _whole(self) -> Iterator[Finding]:
         """What all tensors say together."""
         norms = [math.sqrt(float(one)) for one in self._inner.diagonal()]
+        same, far = self._same & self._same_integers, " in all that is merged" if self._unseen else ""
         for place, name in enumerate(self.names):
             where, size = f"expert '{name}'", norms[place]
             if self._same[0, place + 1]:
-                yield _warning(where, "is the base itself", "leave it out: it pulls the others to the base")
+                what = f"is the base itself{far}" if same[0, place + 1] else "differs from the base in integers alone"
+                yield _warning(where, what, "leave it out: it pulls the others to the base")
                 continue
             share = size / math.sqrt(self._square) if self._square else math.inf
             if share > OTHER_BASE:
@@ -322,9 +351,9 @@ class Values:
                     "take the files in the precision of the training, if there are any",
                 )
             earlier = list(enumerate(self.names[:place]))
-            twin = next((other for i, other in earlier if self._same[i + 1, place + 1]), None)
+            twin = next((other for i, other in earlier if same[i + 1, place + 1]), None)
             if twin is not None:
-                yield _warning(where, f"is the same as expert '{twin}'", "it counts twice in the merge")
+                yield _warning(where, f"is the same as expert '{twin}'{far}", "it counts twice in the merge")
             for i, other in earlier:
                 length = norms[i] * size
                 if length and (cosine := float(self._inner[i, place]) / length) < OPPOSITE:
@@ -351,6 +380,11 @@ def _measure(base: Tensor, experts: list[Tensor], same: Tensor, wide: torch.dtyp
         for i, j in torch.triu(same, diagonal=1).nonzero().tolist():
             same[i, j] = torch.equal(part[i], part[j])
     return inner, squares.tolist()
+
+
+def _quantised(tensor: Tensor) -> bool:
+    """Whether it may be: weights are stored in integers of 8 bits, or several of them packed into one of 32."""
+    return tensor.dim() > 1 and tensor.dtype != torch.bool and tensor.dtype.itemsize <= 4
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
@@ -413,7 +447,7 @@ def _specs(state: object) -> dict[str, Spec | None] | None:
 def _devices(base: StateDict, experts: Mapping[str, StateDict]) -> Iterator[Finding]:
     for name, expert in experts.items():
         for key, tensor in base.items():
-            if tensor.device != expert[key].device:
+            if key in expert and tensor.device != expert[key].device:
                 yield _error(
                     f"expert '{name}', tensor '{key}'",
                     f"is on {expert[key].device} and the base on {tensor.device}",
@@ -443,13 +477,15 @@ def _headers(
             yield _error("expert 'base'", "has the name that the audit gives the base", "call it something else")
     of_base = list(_tensors("base", base))
     yield from of_base
+    names = {key: None for specs in (base, *experts.values()) for key in specs or () if isinstance(key, str)}
+    free = spared(names, policy, ties) if isinstance(policy, Mapping) else frozenset()
     for name, specs in experts.items():
         yield from _tensors(f"expert '{name}'", specs)
         if base is not None and specs is not None:
-            yield from _pair(f"expert '{name}'", base, specs)
+            yield from _pair(f"expert '{name}'", base, specs, free)
     sound = {key: spec for key, spec in (base or {}).items() if spec is not None}
     if not of_base and base is not None and len(sound) == len(base):
-        yield from _policy(sound, policy, others, ties)
+        yield from _policy(sound, policy, others, ties, [key for key in names if key not in sound])
 
 
 def _tensors(name: str, specs: _Specs | None) -> Iterator[Finding]:
@@ -477,26 +513,27 @@ def _no_weight(spec: Spec | None) -> tuple[str, str] | None:
     return None
 
 
-def _pair(name: str, base: _Specs, expert: _Specs) -> Iterator[Finding]:
-    """Where an expert does not fit the base."""
+def _pair(name: str, base: _Specs, expert: _Specs, free: Collection[str]) -> Iterator[Finding]:
+    """Where an expert does not fit the base, the names apart of which nothing is asked (`policy.spared`)."""
     pairs = {
         key: (spec, other)
         for key, spec in base.items()
-        if spec and (other := expert.get(key)) and not _no_weight(spec) and not _no_weight(other)
+        if key not in free and spec and (other := expert.get(key)) and not _no_weight(spec) and not _no_weight(other)
     }
-    missing = [key for key in base if key not in expert]
+    missing = [key for key in base if key not in expert and key not in free]
     reshaped = [key for key, (spec, other) in pairs.items() if spec.shape != other.shape]
     if len(missing) + len(reshaped) > max(3, len(base) / 2):
         yield _other_network(name, base, expert, missing, reshaped)
         return
     yield from _missing(name, base, expert, missing)
-    yield from _extra(name, expert, [key for key in expert if key not in base])
+    yield from _extra(name, base, expert, [key for key in expert if key not in base and key not in free])
     for key in reshaped:
         spec, other = pairs[key]
         yield _error(
             f"{name}, tensor '{key}'",
             f"has shape {other.shape} and the base has {spec.shape}",
-            "only networks of one architecture can be merged; leave a widened layer or head out of both",
+            "only networks of one architecture can be merged; leave a widened layer or head out of both, or keep the "
+            f"base's with policy={{'{key}': 'keep'}}",
         )
     yield from _dtypes(name, {key: pair for key, pair in pairs.items() if key not in reshaped})
 
@@ -527,17 +564,31 @@ def _missing(name: str, base: _Specs, expert: _Specs, missing: list[str]) -> Ite
         yield _error(
             name,
             f"has no tensors {_some(missing)}, which the base has",
-            "only networks of one kind can be merged",
+            _KIND.format(key="…"),
         )
         return
     spare = sorted(key for key in expert if key not in base and isinstance(key, str))
     for key in missing:
         close = get_close_matches(key, spare, n=1) if isinstance(key, str) else []
-        hint = f"rename '{close[0]}' if it is the same tensor" if close else "only networks of one kind can be merged"
-        yield _error(name, f"has no tensor '{key}', which the base has", hint)
+        remedy = f"rename '{close[0]}' if it is the same tensor" if close else _KIND.format(key=key)
+        if not close and (partner := _partner(key, base, expert)):
+            remedy = (
+                f"if it is tied to '{partner}', which has its shape, and the writer of the expert's file left the "
+                f"second name out, take '{key}' out of the base too; else {remedy}"
+            )
+        yield _error(name, f"has no tensor '{key}', which the base has", remedy)
 
 
-def _extra(name: str, expert: _Specs, extra: list[str]) -> Iterator[Finding]:
+def _partner(key: str, having: _Specs, lacking: _Specs) -> str:
+    """The one other matrix of the shape of `key` that both have: what a name that is left out may be tied to."""
+    spec = having[key]
+    if spec is None or len(spec.shape) < 2:
+        return ""
+    found = [name for name, one in having.items() if name in lacking and one is not None and one.shape == spec.shape]
+    return found[0] if len(found) == 1 else ""
+
+
+def _extra(name: str, base: _Specs, expert: _Specs, extra: list[str]) -> Iterator[Finding]:
     idle = [key for key in extra if (spec := expert[key]) and not spec.dtype.is_floating_point and not _no_weight(spec)]
     for key in idle:
         yield _warning(
@@ -546,12 +597,21 @@ def _extra(name: str, expert: _Specs, extra: list[str]) -> Iterator[Finding]:
             "it is left out: integers are not merged",
         )
     extra = [key for key in extra if key not in idle]
-    remedy = "take task heads out before merging"
     if len(extra) > _SEVERAL:
-        yield _error(name, f"has tensors {_some(extra)} that the base has not", remedy)
+        yield _error(name, f"has tensors {_some(extra)} that the base has not", _HEAD.format(key="…"))
         return
     for key in extra:
+        remedy = _HEAD.format(key=key)
+        if partner := _partner(key, expert, base):
+            remedy = (
+                f"if it is tied to '{partner}', which has its shape, and the writer of the base's file left the second "
+                f"name out, take '{key}' out of the expert too; else {remedy}"
+            )
         yield _error(name, f"has a tensor '{key}' that the base has not", remedy)
+
+
+_KIND = "only networks of one kind can be merged; where the base's is to be kept, say policy={{'{key}': 'keep'}}"
+_HEAD = "take task heads out before merging, or have it left out with policy={{'{key}': 'keep'}}"
 
 
 def _some(keys: Sequence[object]) -> str:
@@ -592,14 +652,18 @@ def _dtypes(name: str, pairs: Mapping[str, tuple[Spec, Spec]]) -> Iterator[Findi
 
 
 def _policy(
-    specs: Mapping[str, Spec], policy: Mapping[str, str] | None, others: str, ties: Sequence[Sequence[str]]
+    specs: Mapping[str, Spec],
+    policy: Mapping[str, str] | None,
+    others: str,
+    ties: Sequence[Sequence[str]],
+    beside: Collection[str],
 ) -> Iterator[Finding]:
     """What is wrong with the policy, and what it may overlook."""
-    wrong = [_error(*problem) for problem in problems(specs, policy, others, ties)]
+    wrong = [_error(*problem) for problem in problems(specs, policy, others, ties, beside)]
     yield from wrong
     if wrong:
         return
-    decisions = decide(specs, policy, others, ties)
+    decisions = decide(specs, policy, others, ties, beside)
     if all(decision.action != "merge" for decision in decisions.values()):
         yield _warning("the policy", "leaves no tensor to the method", "every one is averaged or kept")
     tied = {name for group in ties for name in group[1:]}

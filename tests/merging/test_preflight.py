@@ -49,21 +49,24 @@ def test_a_missing_tensor_is_named_with_the_one_that_is_probably_meant(base, exp
     assert sentences(base, experts) == [
         "error: expert 'ben' has no tensor 'linear.weight', which the base has; "
         "rename 'linear.weights' if it is the same tensor",
-        "error: expert 'ben' has a tensor 'linear.weights' that the base has not; take task heads out before merging",
+        "error: expert 'ben' has a tensor 'linear.weights' that the base has not; take task heads out before merging, "
+        "or have it left out with policy={'linear.weights': 'keep'}",
     ]
 
 
 def test_a_missing_tensor_with_nothing_like_it_has_no_guess(base, experts) -> None:
     del experts["ben"]["gain"]
     assert sentences(base, experts) == [
-        "error: expert 'ben' has no tensor 'gain', which the base has; only networks of one kind can be merged"
+        "error: expert 'ben' has no tensor 'gain', which the base has; only networks of one kind can be merged; where "
+        "the base's is to be kept, say policy={'gain': 'keep'}"
     ]
 
 
 def test_a_task_head_left_on_an_expert_is_named(base, experts) -> None:
     experts["ada"]["head.weight"] = torch.zeros(10, 3)
     assert sentences(base, experts) == [
-        "error: expert 'ada' has a tensor 'head.weight' that the base has not; take task heads out before merging"
+        "error: expert 'ada' has a tensor 'head.weight' that the base has not; take task heads out before merging, or "
+        "have it left out with policy={'head.weight': 'keep'}"
     ]
 
 
@@ -425,6 +428,155 @@ def test_the_policy_is_part_of_the_check(base, experts) -> None:
     assert str(finding) == "the policy leaves no tensor to the method; every one is averaged or kept"
     (finding,) = preflight(base, experts, others="merge").findings
     assert str(finding) == "the method has others = 'merge'; use 'average' or 'keep'"
+
+
+# What a policy keeps
+
+
+def headed(base, experts, rows: dict[str, int]):
+    """The networks with a head each, of as many outputs as said; none for who is not named."""
+
+    def head(name: str) -> dict[str, torch.Tensor]:
+        return {"head.weight": torch.ones(rows[name], 3), "head.bias": torch.ones(rows[name])} if name in rows else {}
+
+    return {**base, **head("base")}, {name: {**state, **head(name)} for name, state in experts.items()}
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        {"base": 10, "ada": 5, "ben": 10},  # another size, and none at all in one
+        {"base": 10},
+        {"ada": 5, "cy": 7},  # the base has none
+        {},
+    ],
+    ids=str,
+)
+def test_heads_of_any_size_are_merged_around_where_the_policy_keeps_them(base, experts, rows) -> None:
+    headed_base, headed_experts = headed(base, experts, rows)
+    policy = {"head.*": "keep"} if rows else {}
+    assert preflight(headed_base, headed_experts, policy).findings == ()
+    assert preflight_headers(*headers(headed_base, headed_experts), policy=policy).findings == ()
+    assert not rows or preflight(headed_base, headed_experts).errors
+    merged = merge(headed_base, headed_experts, "ties", policy=policy).state_dict
+    assert list(merged) == list(headed_base)
+    for key, one in merge(base, experts, "ties").state_dict.items():
+        assert torch.equal(merged[key], one)
+    for key in merged.keys() - base.keys():
+        assert torch.equal(merged[key], headed_base[key])
+
+
+def test_only_keep_spares_a_name_and_only_for_what_a_pattern_says(base, experts) -> None:
+    headed_base, headed_experts = headed(base, experts, {"base": 10, "ada": 5})
+    for action in ("average", "merge"):
+        assert len(preflight(headed_base, headed_experts, {"head.weight": action}).errors) == 6
+    # Biases are kept for a method that has others = "keep", and still have to fit.
+    kept = preflight(headed_base, headed_experts, {"head.weight": "keep"}, others="keep")
+    assert {str(one).partition(";")[0] for one in kept.errors} == {
+        "expert 'ada', tensor 'head.bias' has shape (5,) and the base has (10,)",
+        "expert 'ben' has no tensor 'head.bias', which the base has",
+        "expert 'cy' has no tensor 'head.bias', which the base has",
+    }
+
+
+def test_a_kept_tensor_may_be_of_another_kind_in_an_expert(base, experts) -> None:
+    experts["ben"]["gain"] = torch.tensor(1)
+    experts["ben"]["norm.num_batches_tracked"] = torch.tensor(1.5)
+    policy = {"gain": "keep", "norm.*": "keep"}
+    assert len(preflight(base, experts).errors) == 2
+    assert preflight(base, experts, policy).errors == ()
+    assert torch.equal(merge(base, experts, policy=policy).state_dict["gain"], base["gain"])
+
+
+def test_a_name_that_is_kept_is_spared_with_what_it_is_tied_to(base, experts) -> None:
+    base["tied.weight"] = base["linear.weight"]
+    for state in experts.values():
+        state["tied.weight"] = torch.ones(5, 36)
+    assert preflight(base, experts, {"tied.*": "keep"}).findings == ()
+    assert preflight(base, experts, {"linear.weight": "keep"}).findings == ()
+    assert torch.equal(merge(base, experts, policy={"tied.*": "keep"}).state_dict["linear.weight"], base["tied.weight"])
+
+
+def test_what_is_kept_has_no_say_in_what_experts_are_called(base, experts) -> None:
+    policy = {"head": "keep"}
+    far = {name: {**state, "head": torch.full((9, 9), 100.0 * n)} for n, (name, state) in enumerate(experts.items())}
+    assert preflight({**base, "head": torch.ones(9, 9)}, far, policy).findings == ()
+    alone = {"a": {**base, "head": torch.full((9, 9), 2.0)}, "b": {**experts["ben"], "head": torch.ones(9, 9)}}
+    alone["c"] = {**alone["b"], "head": torch.zeros(9, 9)}
+    assert [finding.what for finding in preflight({**base, "head": torch.ones(9, 9)}, alone, policy).findings] == [
+        "is the base itself in all that is merged",
+        "is the same as expert 'b' in all that is merged",
+    ]
+
+
+@pytest.mark.parametrize("value", [-math.inf, math.nan])
+def test_a_mask_that_is_not_finite_passes_where_it_is_kept(base, experts, value: float) -> None:
+    for state in (base, *experts.values()):
+        state["mask"] = torch.full((4, 4), value).triu(1)
+    errors = preflight(base, experts).errors
+    if value < 0:
+        (error,) = errors
+        assert str(error) == (
+            "base, tensor 'mask' holds infinity, and so do all the experts; if it is a mask or a bound and no weight, "
+            "keep it with policy={'mask': 'keep'}"
+        )
+    assert errors
+    assert preflight(base, experts, {"mask": "keep"}).findings == ()
+    merged = merge(base, experts, policy={"mask": "keep"})
+    torch.testing.assert_close(merged.state_dict["mask"], base["mask"], rtol=0, atol=0, equal_nan=True)
+    (row,) = [row for row in merged.audit.rows if row.name == "mask"]
+    assert row.task_norm == 0.0
+
+
+def test_the_norm_of_what_is_kept_is_over_the_experts_whose_tensor_has_its_shape(base, experts) -> None:
+    headed_base, headed_experts = headed(base, experts, {"base": 4, "ada": 5, "ben": 4})
+    headed_experts["ben"]["head.bias"] += 2
+    rows = {row.name: row for row in merge(headed_base, headed_experts, policy={"head.*": "keep"}).audit.rows}
+    assert rows["head.bias"].task_norm == 4.0  # four entries of 2 in one expert of three
+    headed_base, headed_experts = headed(base, experts, {"base": 4, "ada": 5})
+    rows = {row.name: row for row in merge(headed_base, headed_experts, policy={"head.*": "keep"}).audit.rows}
+    assert rows["head.bias"].task_norm == 0.0
+
+
+# A tied tensor that one of the files leaves out
+
+
+def test_a_name_that_one_file_leaves_out_may_be_tied_to_the_tensor_of_its_shape(base, experts) -> None:
+    tied = {name: {**state, "head.weight": state["linear.weight"].clone()} for name, state in experts.items()}
+    assert sentences(base, {"ada": tied["ada"]}) == [
+        "error: expert 'ada' has a tensor 'head.weight' that the base has not; if it is tied to 'linear.weight', which "
+        "has its shape, and the writer of the base's file left the second name out, take 'head.weight' out of the "
+        "expert too; else take task heads out before merging, or have it left out with policy={'head.weight': 'keep'}"
+    ]
+    assert sentences({**base, "head.weight": base["linear.weight"].clone()}, {"ada": experts["ada"]}) == [
+        "error: expert 'ada' has no tensor 'head.weight', which the base has; if it is tied to 'linear.weight', which "
+        "has its shape, and the writer of the expert's file left the second name out, take 'head.weight' out of the "
+        "base too; else only networks of one kind can be merged; where the base's is to be kept, say "
+        "policy={'head.weight': 'keep'}"
+    ]
+
+
+def test_a_shape_that_several_tensors_have_is_no_sign_of_a_tie() -> None:
+    lacking = blocks(4)
+    del lacking["blocks.1.weight"], lacking["blocks.1.bias"]
+    for pair in ((blocks(4), lacking), (lacking, blocks(4))):
+        found = preflight_headers(pair[0], {"a": pair[1]}).errors
+        assert len(found) == 2
+        assert not any("tied" in str(one) for one in found)
+
+
+# Integers
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [(torch.int8, "int8"), (torch.uint8, "uint8"), (torch.int32, "int32")])
+def test_quantised_weights_are_called_so_and_their_expert_is_not_the_base(base, dtype, kind: str) -> None:
+    base["layer.qweight"] = torch.ones(4, 4, dtype=dtype)
+    expert = {**base, "layer.qweight": torch.zeros(4, 4, dtype=dtype)}
+    assert sentences(base, {"a": expert}) == [
+        "warning: expert 'a' differs from the base in integers alone; leave it out: it pulls the others to the base",
+        f"warning: expert 'a', tensor 'layer.qweight' is a matrix of {kind}, as quantised weights are, that differs "
+        "from the base's; integers are not merged and the base's are kept: take the checkpoint before it was quantised",
+    ]
 
 
 # Embeddings, which look like linear layers
