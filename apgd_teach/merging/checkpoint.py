@@ -40,6 +40,7 @@ DTYPES: dict[str, torch.dtype] = {
 }
 """What safetensors calls the dtypes that can be read."""
 
+_SUFFIX = ".safetensors"
 _INDEX = ".safetensors.index.json"
 _PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 _LONGEST_HEADER = 100_000_000
@@ -136,8 +137,16 @@ def open_checkpoint(path: str | os.PathLike[str], label: str = "the checkpoint")
     with _readable(given, label):
         if not given.exists():
             raise MergeError(f"{label}: there is no file or folder '{given}'; check the path.")
-        file = _inside(given, label) if given.is_dir() else given
-        return InFiles.of_index(file, label) if file.name.endswith(_INDEX) else InFiles.of_file(file, label)
+        folder = given if given.is_dir() else None
+        file = _inside(given, label) if folder else given
+        opened = InFiles.of_index(file, label) if _ends(file.name, _INDEX) else InFiles.of_file(file, label)
+        opened.folder = folder
+        return opened
+
+
+def _ends(name: str, suffix: str) -> bool:
+    """Whatever the case: on some systems MODEL.SAFETENSORS is the same file."""
+    return name.lower().endswith(suffix)
 
 
 @dataclass(frozen=True)
@@ -160,7 +169,10 @@ class InFiles:
         layout: names of the tensors by file, in the order of the files' names.
         metadata: what each file says of itself beside its tensors: {"format": "pt"}.
         index: name and content of the index, or None for a single file.
+        folder: the folder that was given, or None where a file was.
     """
+
+    folder: Path | None = None
 
     def __init__(self, files: Iterable[_File], label: str, index: tuple[str, dict[str, object]] | None = None) -> None:
         self._files = sorted(files, key=lambda one: one.path.name)
@@ -369,14 +381,14 @@ def _tensor(name: str, entry: object, where: str) -> tuple[str, Spec, int, int]:
 def _inside(folder: Path, label: str) -> Path:
     """The one checkpoint of a folder: an index, or a safetensors file that no index speaks for."""
     names = sorted(one.name for one in folder.iterdir())
-    indices = [name for name in names if name.endswith(_INDEX)]
+    indices = [name for name in names if _ends(name, _INDEX)]
     shards = {shard for name in indices for shard in _weight_map(_index(folder / name, label)).values()}
-    found = indices + [name for name in names if name.endswith(".safetensors") and name not in shards]
+    found = indices + [name for name in names if _ends(name, _SUFFIX) and name not in shards]
     if len(found) > 1:
         listed = ", ".join(f"'{name}'" for name in found[:5])
         raise MergeError(f"{label}: the folder '{folder}' holds several checkpoints ({listed}); give the file itself.")
     if not found:
-        pickles = [name for name in names if name.endswith(_PICKLES)]
+        pickles = [name for name in names if name.lower().endswith(_PICKLES)]
         hint = f"'{pickles[0]}' is a pickle: {_CONVERT}" if pickles else "check the path"
         raise MergeError(f"{label}: the folder '{folder}' holds no .safetensors file; {hint}.")
     return folder / found[0]
@@ -395,7 +407,7 @@ def _index(path: Path, label: str) -> dict[str, object]:
     for shard in shards.values():
         # A name and no path, on any system, so that no index reaches out of its folder.
         plain = PurePosixPath(shard).name == shard == PureWindowsPath(shard).name and shard.isprintable()
-        if not plain or not shard.endswith(".safetensors"):
+        if not plain or not _ends(shard, _SUFFIX):
             raise MergeError(
                 f"{where} names the file {shard!r}, which is no .safetensors file of its own folder; "
                 "do not use an index from a source that you do not trust."

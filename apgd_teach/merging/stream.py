@@ -29,6 +29,12 @@ from apgd_teach.progress import bar
 __all__ = ["merge_files", "preflight_files"]
 
 _PRECISIONS = ("float32", "bfloat16", "float16", "float64")
+_OF_FILES = (
+    *(".7z", ".bak", ".bin", ".ckpt", ".ggml", ".gguf", ".gz", ".h5", ".json", ".keras", ".msgpack", ".npy", ".npz"),
+    *(".onnx", ".orig", ".part", ".pickle", ".pkl", ".pt", ".pt2", ".pth", ".safetensor", ".st", ".tar", ".tflite"),
+    *(".tmp", ".txt", ".yaml", ".yml", ".zip"),
+)
+"""Endings with which somebody means a file. Others ("llama-3.2") may be the names of folders."""
 _NAMES = {kind: name for name, kind in DTYPES.items()}
 
 
@@ -55,10 +61,10 @@ def merge_files(
     Args:
         base: θ₀: a `.safetensors` file, a `….safetensors.index.json`, or a folder that holds one of the two.
         experts: paths of the same kinds, by name; their order does not matter.
-        out: a name that ends in .safetensors: one file, in place of any that is there, whose rights it keeps. Else a
-            new or empty folder, in which the base's layout is repeated: the same names of files and the same index. A
-            folder with something in it is refused, since it cannot be replaced in one step and would mix two models.
-            Whatever else a model's folder holds (its configuration, a tokenizer) is yours to copy.
+        out: a name that ends in .safetensors (in any case): one file, in place of any that is there, whose rights it
+            keeps. Else a new or empty folder, in which the base's layout is repeated: the same names of files and the
+            same index. A folder with something in it is refused, since it cannot be replaced in one step and would mix
+            two models. Whatever else a model's folder holds (its configuration, a tokenizer) is yours to copy.
         method: a name in `METHODS`, or an instance of a method of your own.
         policy: patterns of tensor names that overrule the shapes', {"head.*": "keep"}; see `policy.decide`.
         dtype: of the floating-point tensors that are written: "float32", "bfloat16", "float16", "float64", or the
@@ -191,8 +197,8 @@ def _target(out: object, inputs: tuple[InFiles, ...]) -> _Target:
     with _sentences(Path(out)):
         # A link is followed, so that what it points to is replaced and not the link.
         path = Path(os.path.realpath(out))
-        is_file = path.suffix == ".safetensors"
-        if not is_file and path.suffix in (".bin", ".ckpt", ".json", ".pt", ".pth"):
+        is_file = path.suffix.lower() == ".safetensors"
+        if not is_file and path.suffix.lower() in _OF_FILES:
             raise MergeError(f"out: '{out}' ends in {path.suffix}; give a name ending in .safetensors, or a folder.")
         if not path.parent.is_dir():
             raise MergeError(f"out: there is no folder '{Path(out).parent}'; make it first.")
@@ -205,6 +211,11 @@ def _target(out: object, inputs: tuple[InFiles, ...]) -> _Target:
                 raise MergeError(f"out: '{out}' is one of the inputs, which are never changed; give another name.")
             if not is_file and any(path.iterdir()):
                 raise MergeError(f"out: the folder '{out}' is not empty; give a new one.")
+        if is_file and any(source.folder and path.parent.samefile(source.folder) for source in inputs):
+            raise MergeError(
+                f"out: '{out}' lies in a folder that is one of the inputs, which would then hold two checkpoints; "
+                "write it elsewhere."
+            )
     return _Target(path, is_file)
 
 

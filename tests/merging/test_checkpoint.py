@@ -103,6 +103,21 @@ def test_a_folder_of_one_file_and_a_folder_of_shards_and_its_index_are_the_same_
     assert opened.layout.keys() == {"model-1.safetensors", "model-2.safetensors"}
 
 
+def test_an_ending_in_capitals_is_the_same_ending(base, shards, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    save_file(base, tmp_path / "one" / "MODEL.SAFETENSORS")
+    assert set(open_checkpoint(tmp_path / "one").specs) == set(base)
+    for place in (1, 2):
+        (shards / f"model-{place}.safetensors").rename(shards / f"model-{place}.Safetensors")
+    places = json.loads((shards / INDEX).read_text().replace(".safetensors", ".Safetensors"))
+    (shards / INDEX).unlink()
+    (shards / INDEX.upper()).write_text(json.dumps(places))
+    assert set(open_checkpoint(shards).specs) == set(open_checkpoint(shards / INDEX.upper()).specs) == set(base)
+    save_file(base, shards / "other.SAFETENSORS")
+    with pytest.raises(MergeError, match="holds several checkpoints"):
+        open_checkpoint(shards)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
 def test_links_into_another_folder_are_followed_as_a_download_cache_has_them(base, shards, tmp_path: Path) -> None:
     snapshot = tmp_path / "snapshot"

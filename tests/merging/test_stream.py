@@ -541,6 +541,10 @@ def pipe(saved: Saved) -> Path:
         (lambda saved: saved.base / "out.safetensors", r"there is no folder '.*base\.safetensors'; make it first"),
         (lambda saved: saved.folder / "nowhere" / "out", r"there is no folder '.*nowhere'; make it first"),
         (lambda saved: saved.folder / "out.bin", r"ends in \.bin; give a name ending in \.safetensors, or a folder"),
+        (lambda saved: saved.folder / "out.BIN", r"ends in \.BIN; give a name ending in \.safetensors, or a folder"),
+        (lambda saved: saved.folder / "out.safetensors.bak", r"ends in \.bak; give a name"),
+        (lambda saved: saved.folder / "out.gguf", r"ends in \.gguf; give a name"),
+        (lambda saved: saved.folder / "out.safetensor", r"ends in \.safetensor; give a name"),
         (lambda saved: saved.folder / INDEX, r"ends in \.json; give a name"),
         (lambda saved: "/dev/null", r"out: '/dev/null' is no folder; end the name in \.safetensors"),
         (lambda saved: saved.folder / ("x" * 300 + ".safetensors"), r"cannot be written \(File name too long\)"),
@@ -560,6 +564,31 @@ def test_a_place_where_nothing_may_be_written_gets_its_sentence(
         merge_files(saved.base, saved.experts, place, progress=False)
     assert {one.name for one in saved.folder.iterdir()} == before
     assert all(path.read_bytes() == content for path, content in contents.items())
+
+
+@pytest.mark.parametrize("name", ["out.SAFETENSORS", "out.SafeTensors"])
+def test_an_ending_in_capitals_makes_a_file_too(saved: Saved, name: str) -> None:
+    merge_files(saved.base, saved.experts, saved.folder / name, progress=False)
+    assert same(load_file(saved.folder / name), merge(*saved.states).state_dict)
+
+
+def test_a_folder_may_have_a_dot_in_its_name(saved: Saved) -> None:
+    merge_files(saved.base, saved.experts, saved.folder / "llama-3.2", progress=False)
+    assert set(open_checkpoint(saved.folder / "llama-3.2").specs) == set(saved.states[0])
+
+
+def test_a_file_beside_an_input_that_was_given_as_a_folder_would_make_it_two(base, saved: Saved) -> None:
+    folder = shard(base, saved.folder / "sharded", 2)
+    out = folder / "out.safetensors"
+    with nothing_changes(saved):
+        with pytest.raises(MergeError, match=r"'.*out\.safetensors' lies in a folder that is one of the inputs, which"):
+            merge_files(folder, saved.experts, out, progress=False)
+        with pytest.raises(MergeError, match=r"lies in a folder that is one of the inputs"):
+            merge_files(saved.base, {**saved.experts, "cy": folder}, out, progress=False)
+    # Whoever gave the index knows which of the two he means; a folder within one is no part of it.
+    merge_files(folder / INDEX, saved.experts, folder / "merged", progress=False)
+    merge_files(folder, saved.experts, folder / "again", progress=False)
+    merge_files(folder / INDEX, saved.experts, out, progress=False)
 
 
 def test_a_folder_named_like_a_file_is_not_replaced(saved: Saved) -> None:
