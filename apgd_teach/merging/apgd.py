@@ -135,7 +135,7 @@ class Apgd:
         number(self.name, "directions", self.directions, 0, 1, above=True)
         if self.filter == "cutoff":
             number(self.name, "strength", self._strength, 0, 1, below=True)
-        number(self.name, "strength", self._strength, 0)
+        number(self.name, "strength", self._strength, 0, 1e9)
         number(self.name, "flatten", self.flatten, 0, 1)
         number(self.name, "trim", self.trim, 0, 1, above=True)
         if self.coefficient is not None:
