@@ -50,7 +50,8 @@ def merge(
         base: θ₀, tensors by name. Never changed.
         experts: θᵢ by name; their order does not matter. Never changed.
         method: a name in `METHODS`, or an instance of a method of your own.
-        policy: patterns of tensor names that overrule the above, {"head.*": "keep"}; see `policy.decide`.
+        policy: patterns of tensor names that overrule the above, {"head.*": "keep"}; see `policy.decide`. What a
+            pattern keeps the experts need not have, or may have in another shape.
         settings: the method's settings, when it is named.
 
     Raises:

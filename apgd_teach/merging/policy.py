@@ -69,7 +69,8 @@ def decide(
         specs: the base's headers.
         policy: patterns of whole names ("head.*": "keep"; "*", "?" and "[…]" as in file names) that overrule the
             shapes; the first that matches wins. Where its action cannot apply to a tensor (a counter averaged, a bias
-            merged) the shape decides after all, and the reason says so.
+            merged) the shape decides after all, and the reason says so. What a pattern keeps the experts need not
+            have, and what only an expert has is left out if a pattern keeps it.
         others: what happens to floating-point tensors that are no weights of a linear map, "average" or "keep".
         ties: groups of names that are one tensor. What is said of one name holds for its group.
         beside: names that only experts have; a pattern that keeps may be for them alone (`spared`).

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from apgd_teach.errors import ApgdTeachError, MergeError
@@ -267,6 +267,17 @@ BAD = [
         r"expert 'ben' has no tensor 'norm\.num_batches_tracked', which the base has; only",
         lambda base, experts: experts["ben"].pop("norm.num_batches_tracked"),
     ),
+    Bad(
+        "keys: the second name of a tied tensor, left out of the base's file",
+        r"expert 'ada' has a tensor 'head\.weight' that the base has not; if it is tied to 'linear\.weight', .* take",
+        lambda base, experts: [state.update({"head.weight": state["linear.weight"]}) for state in experts.values()],
+    ),
+    Bad(
+        "keys: a head of another size, and a policy that averages it",
+        r"expert 'cy', tensor 'linear\.weight' has shape \(5, 36\) and the base has \(3, 36\); .* policy=\{'linear",
+        put("cy", "linear.weight", lambda: torch.ones(5, 36)),
+        call={"policy": {"linear.*": "average"}},
+    ),
     # Shapes
     Bad(
         "shapes: a wider layer",
@@ -316,6 +327,19 @@ BAD = [
         poison("base", "linear.weight", float("inf")),
     ),
     Bad(
+        "values: a mask of minus infinity in all of them",
+        r"base, tensor 'mask' holds infinity, and so do all the experts; if it is a mask .* policy=\{'mask': 'keep'\}",
+        everywhere("mask", lambda: torch.full((4, 4), -torch.inf).triu(1)),
+    ),
+    Bad(
+        "values: what is kept and the dtype of the output cannot hold",
+        r"tensor 'mask' of the merge has values that torch\.float16 cannot hold; make the update smaller",
+        everywhere("mask", lambda: torch.tensor([[-torch.inf, -1e38], [0.0, 0.0]])),
+        call={"policy": {"mask": "keep"}},
+        options={"dtype": "float16"},
+        not_in_memory="the result has the base's dtypes",
+    ),
+    Bad(
         "values: minus infinity in a vector",
         r"expert 'cy', tensor 'linear\.bias' holds NaN or infinity; take an earlier checkpoint",
         poison("cy", "linear.bias", -float("inf")),
@@ -354,6 +378,14 @@ BAD = [
         "policy: a pattern that matches nothing",
         r"the policy's pattern 'haed\.\*' matches no tensor; the nearest names are '",
         call={"policy": {"haed.*": "keep"}},
+    ),
+    Bad(
+        "policy: the average of what only an expert has",
+        r"the policy's pattern 'head\.\*' matches no tensor; the nearest names are '",
+        lambda base, experts: [
+            state.update({"head.bias": torch.ones(2, dtype=torch.int64)}) for state in experts.values()
+        ],
+        call={"policy": {"head.*": "average"}},
     ),
     Bad(
         "policy: no such action",
@@ -561,6 +593,27 @@ def test_what_the_bad_inputs_are_changes_of_is_good(base, experts, tmp_path) -> 
     merge(base, experts)
     paths = saved(base, experts, tmp_path)
     merge_files(paths[0], paths[1], tmp_path / "merged.safetensors", progress=False)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_what_a_policy_keeps_may_be_anything_in_the_experts_in_memory_and_in_files(
+    base, experts, tmp_path, workers: int
+) -> None:
+    body, pure = merge(base, experts, "ties").state_dict, {name: dict(state) for name, state in experts.items()}
+    base.update({"head.weight": torch.ones(4, 3), "mask": torch.full((4, 4), -torch.inf).triu(1)})
+    pure["ada"].update({"head.weight": torch.ones(7, 3), "mask": base["mask"]})
+    pure["ben"].update({"head.weight": torch.ones(4, 3, dtype=torch.int32), "head.bias": torch.ones(4)})
+    call = {"method": "ties", "policy": {"head.*": "keep", "mask": "keep"}}
+    merged = merge(base, pure, **call)
+    paths = saved(base, pure, tmp_path)
+    audit = merge_files(*paths, tmp_path / "merged.safetensors", progress=False, workers=workers, **call)
+    written = load_file(tmp_path / "merged.safetensors")
+    assert written.keys() == merged.state_dict.keys() == base.keys()
+    for key, one in {**base, **body}.items():
+        assert torch.equal(merged.state_dict[key], one)
+        assert torch.equal(written[key], one)
+    assert audit.warnings == merged.audit.warnings == ()
+    assert sorted(audit.rows, key=lambda row: row.name) == sorted(merged.audit.rows, key=lambda row: row.name)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -11,7 +11,7 @@ from apgd_teach.errors import MergeError
 from apgd_teach.merging import merge
 from apgd_teach.merging.checkpoint import InMemory, Spec
 from apgd_teach.merging.modules import policy_of
-from apgd_teach.merging.policy import ACTIONS, Action, decide
+from apgd_teach.merging.policy import ACTIONS, Action, decide, spared
 from apgd_teach.models import ENCODERS, make_encoder
 
 
@@ -112,6 +112,22 @@ def test_a_name_that_only_contains_the_words_is_no_statistic() -> None:
 
 
 # What a policy says
+
+
+def test_a_pattern_that_keeps_may_be_for_what_only_an_expert_has_and_no_other_pattern_may() -> None:
+    tensors = specs(w=(3, 3))
+    assert actions(decide(tensors, {"head.*": "keep"}, beside=["head.weight"])) == {"w": "merge"}
+    for policy, beside in (({"head.*": "average"}, ["head.weight"]), ({"haed.*": "keep"}, ["head.weight"])):
+        with pytest.raises(MergeError, match=r"matches no tensor; the nearest names are 'w'"):
+            decide(tensors, policy, beside=beside)
+
+
+def test_spared_is_what_the_first_pattern_that_matches_keeps_with_its_ties() -> None:
+    names = ["head.weight", "head.bias", "body.weight", "out"]
+    policy = {"head.bias": "average", "head.*": "keep", "*": "merge"}
+    assert spared(names, policy) == {"head.weight"}
+    assert spared(names, policy, [("out", "head.weight")]) == {"head.weight", "out"}
+    assert spared(names, None) == spared(names, {}) == spared(names, {3: "keep"}) == frozenset()
 
 
 def test_the_first_pattern_that_matches_wins() -> None:
