@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import TypeVar
 
 from apgd_teach.errors import MergeError
 from apgd_teach.merging.preflight import Finding
@@ -249,7 +250,10 @@ class Audit:
 
     @classmethod
     def from_json(cls, text: str) -> Audit:
-        """The record that `to_json` wrote; what it had to write as text, or as a list, stays so in the settings.
+        """The record that `to_json` wrote.
+
+        Norms and facts are numbers again where JSON had to have them as text ("inf"); in the settings what became text
+        or a list stays so. Keys that this version does not know are left out.
 
         Raises:
             MergeError: the text is no such record, or of a later format.
@@ -257,24 +261,89 @@ class Audit:
         Lesson: 09.
         """
         try:
-            record = json.loads(text)
-            number = record.pop("format")
+            record = _is(dict, json.loads(text), "the record")
+            number = _is(int, record["format"], "format")
             if number != FORMAT:
                 raise MergeError(
                     f"the audit is of format {number}, and this version reads {FORMAT}; update the package."
                 )
-            record["experts"] = tuple(record["experts"])
-            record["warnings"] = tuple(Finding(**one) for one in record["warnings"])
-            record["files"] = {name: tuple(files) for name, files in record["files"].items()}
-            record["rows"] = tuple(
-                TensorRow(**{**row, "shape": tuple(row["shape"]), "facts": _tuples(row["facts"])})
-                for row in record["rows"]
+            experts = _texts(record["experts"], "experts")
+            inputs = _text_by_name(record["inputs"], "inputs")
+            if lacking := {"base", *experts} - inputs.keys():
+                raise ValueError(f"inputs lacks '{min(lacking)}'")
+            return cls(
+                method=_is(str, record["method"], "method"),
+                settings=_is(dict, record["settings"], "settings"),
+                experts=experts,
+                data_used=_is(str, record["data_used"], "data_used"),
+                inputs=inputs,
+                versions=_text_by_name(record["versions"], "versions"),
+                rows=tuple(_row(one, len(experts)) for one in _is(list, record["rows"], "rows")),
+                warnings=tuple(_finding(one) for one in _is(list, record.get("warnings", []), "warnings")),
+                files={name: _texts(one, "files") for name, one in _is(dict, record.get("files", {}), "files").items()},
             )
-            return cls(**record)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except RecursionError:
+            raise MergeError("this is no audit (nested too deep); give the text of `to_json`.") from None
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise MergeError(
                 f"this is no audit ({type(error).__name__}: {error}); give the text of `to_json`."
             ) from None
+
+
+# Reading a record: whatever passes can be shown in every table
+
+
+_Kind = TypeVar("_Kind")
+
+
+def _is(kind: type[_Kind], value: object, what: str) -> _Kind:
+    """The value, when it is of the kind; to JSON true is no number."""
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{what} is of type {type(value).__name__}")
+    return value
+
+
+def _texts(value: object, what: str) -> tuple[str, ...]:
+    return tuple(_is(str, one, what) for one in _is(list, value, what))
+
+
+def _text_by_name(value: object, what: str) -> dict[str, str]:
+    return {name: _is(str, one, what) for name, one in _is(dict, value, what).items()}
+
+
+def _number(value: object, what: str) -> float:
+    """A number, or what `_plain` wrote in place of one."""
+    if isinstance(value, str) and value in ("inf", "-inf", "nan"):
+        return float(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else _is(float, value, what)
+
+
+def _finding(value: object) -> Finding:
+    found = _is(dict, value, "a warning")
+    return Finding(*(_is(str, found[name], name) for name in ("level", "where", "what", "remedy")))
+
+
+def _row(value: object, n_tasks: int) -> TensorRow:
+    row = _is(dict, value, "a row")
+    name, policy, reason = (_is(str, row[key], key) for key in ("name", "policy", "reason"))
+    base_norm, task_norm, update_norm = (
+        float(_number(row[key], key)) for key in ("base_norm", "task_norm", "update_norm")
+    )
+    shape = tuple(_is(int, axis, "shape") for axis in _is(list, row["shape"], "shape"))
+    facts = {key: _fact(one, key) for key, one in _is(dict, row.get("facts", {}), "facts").items()}
+    found = TensorRow(name, policy, reason, shape, base_norm, task_norm, update_norm, facts)
+    norms = found.facts.get("task_norms", (0.0,) * n_tasks)
+    if not isinstance(norms, tuple) or len(norms) != n_tasks:
+        raise ValueError(f"'{found.name}' has no task norm for every expert")
+    return found
+
+
+def _fact(value: object, what: str) -> object:
+    if isinstance(value, list):
+        return tuple(_number(one, what) for one in value)
+    if value is None or isinstance(value, bool) or (isinstance(value, str) and value not in ("inf", "-inf", "nan")):
+        return value
+    return _number(value, what)
 
 
 def _long(rows: Sequence[TensorRow]) -> list[Finding]:
@@ -322,10 +391,6 @@ def _together(rows: Sequence[TensorRow], task: int) -> float:
 def _text(value: object) -> str:
     """A setting as JSON has it: the same text for a record that was read back."""
     return json.dumps(_plain(value), ensure_ascii=False)
-
-
-def _tuples(facts: Mapping[str, object]) -> dict[str, object]:
-    return {name: tuple(one) if isinstance(one, list) else one for name, one in facts.items()}
 
 
 def _plain(value: object) -> object:

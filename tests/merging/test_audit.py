@@ -416,6 +416,96 @@ def test_the_json_says_which_format_it_is_and_what_it_holds(base, experts) -> No
     }
 
 
+def change(text: str, *path: object, to: object) -> str:
+    """The JSON with the value at one place replaced, or added."""
+    record = json.loads(text)
+    place = record
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = to
+    return json.dumps(record)
+
+
+def test_numbers_that_json_has_no_sign_for_are_numbers_again(base, experts) -> None:
+    class Mine:
+        name = "mine"
+
+        def __call__(self, task_vectors: Tensor) -> Update:
+            facts = {
+                "limit": math.inf,
+                "votes": (1.0, -math.inf, 3.0),
+                "ratio": math.nan,
+                "rule": "median",
+                "odd": True,
+            }
+            return Update(task_vectors.mean(dim=0), facts)
+
+    audit = merge(base, experts, Mine()).audit
+    row = Audit.from_json(audit.to_json()).rows[0]
+    assert (row.facts["limit"], row.facts["votes"]) == (math.inf, (1.0, -math.inf, 3.0))
+    assert math.isnan(row.facts["ratio"])
+    assert (row.facts["rule"], row.facts["odd"]) == ("median", True)
+    assert Audit.from_json(audit.to_json()).details().column("votes") == [-math.inf] * 2
+    assert Audit.from_json(audit.to_json()).to_json() == audit.to_json()
+    read = Audit.from_json(change(audit.to_json(), "rows", 0, "update_norm", to="inf"))
+    assert read.rows[0].relative_step == math.inf
+    assert read.long_steps[0].name == read.rows[0].name
+
+
+def test_keys_of_a_later_version_are_left_out(base, experts) -> None:
+    experts["ada"] = dict(base)
+    audit = merge(base, experts).audit
+    text = change(audit.to_json(), "mood", to={"a": [1]})
+    for place in ("rows", "warnings"):
+        text = change(text, place, 0, "mood", to="good")
+    assert Audit.from_json(text) == audit
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("method",), 3),
+        (("settings",), []),
+        (("experts",), [1, 2, 3]),
+        (("experts",), "ada"),
+        (("experts",), ["ada", "ben", "dora"]),
+        (("data_used",), None),
+        (("inputs",), {"base": "1"}),
+        (("inputs", "base"), 5),
+        (("versions",), {"torch": 2}),
+        (("files",), {"base": "a.safetensors"}),
+        (("warnings",), [{"level": "warning"}]),
+        (("warnings",), ["careful"]),
+        (("rows",), {}),
+        (("rows", 0), []),
+        (("rows", 0, "name"), 1),
+        (("rows", 0, "shape"), "3x3"),
+        (("rows", 0, "shape"), [1.5]),
+        (("rows", 0, "base_norm"), "long"),
+        (("rows", 0, "base_norm"), None),
+        (("rows", 0, "base_norm"), True),
+        (("rows", 0, "base_norm"), 10**400),
+        (("rows", 0, "facts"), []),
+        (("rows", 0, "facts", "leak"), {"a": 1}),
+        (("rows", 0, "facts", "leak"), ["a", "b", "c"]),
+        (("rows", 0, "facts", "task_norms"), [1.0]),
+        (("rows", 0, "facts", "task_norms"), 1.0),
+        (("format",), True),
+        (("format",), "1"),
+    ],
+)
+def test_a_record_with_something_else_in_a_place_is_no_audit(base, experts, path, value) -> None:
+    text = merge(base, experts).audit.to_json()
+    assert Audit.from_json(text).to_markdown()
+    with pytest.raises(MergeError, match=r"this is no audit \(.*\); give the text of `to_json`"):
+        Audit.from_json(change(text, *path, to=value))
+
+
+def test_a_text_that_is_nested_without_end_is_no_audit() -> None:
+    with pytest.raises(MergeError, match=r"this is no audit \(nested too deep\); give the text of `to_json`"):
+        Audit.from_json("[" * 200_000)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', '{"format": 1, "experts": 3}', "not json"])
 def test_what_is_no_audit_is_refused_in_a_sentence(text: str) -> None:
     with pytest.raises(MergeError, match=r"this is no audit .*; give the text of `to_json`"):
