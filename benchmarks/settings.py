@@ -160,8 +160,10 @@ def groups_of(results: dict, part: str, names: list[str]) -> dict[str, list[dict
 
 def mean_and_spread(values: list[float]) -> tuple[float, float]:
     """The mean over seeds and half of its 95 % interval (Student's t)."""
-    known = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 8: 2.36, 12: 2.20, 16: 2.13, 20: 2.09, 24: 2.07, 36: 2.03}
-    factor = known.get(len(values), 1.96 if len(values) > 36 else 2.1)
+    # Student's t at 97.5 %, from its table for few degrees of freedom and its expansion in 1/freedom for more.
+    freedom = max(1, len(values) - 1)
+    table = (12.71, 4.30, 3.18, 2.78, 2.57)
+    factor = table[freedom - 1] if freedom <= len(table) else 1.96 + 2.37 / freedom + 2.82 / freedom**2
     spread = factor * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return statistics.fmean(values), spread
 
@@ -192,7 +194,8 @@ DEFAULT = "full, p 1.5, flatten 0.75"
 def paired(results: dict, part: str) -> str:
     """The default against each peer, pool by pool: the same experts, the same images."""
     names = [DEFAULT, *PEERS]
-    groups = groups_of(results, part, names)
+    # One seed has no interval.
+    groups = {group: whole for group, whole in groups_of(results, part, names).items() if len(whole) > 1}
     rows = []
     for peer in PEERS:
         found = {g: [recovered(c, DEFAULT) - recovered(c, peer) for c in whole] for g, whole in groups.items()}
