@@ -12,7 +12,7 @@ from apgd_teach.errors import MergeError
 from apgd_teach.merging.preflight import Finding
 from apgd_teach.tables import Table
 
-__all__ = ["FORMAT", "LONG_STEP", "Audit", "TensorRow"]
+__all__ = ["FORMAT", "LONG_STEP", "Audit", "Output", "TensorRow"]
 
 FORMAT = 1
 """Of the JSON. It rises when a key is renamed or removed or means something else; new keys may come at any time."""
@@ -79,6 +79,21 @@ class TensorRow:
 
 
 @dataclass(frozen=True)
+class Output:
+    """By what the merged network is known again.
+
+    Attributes:
+        files: names of the files that were written; none for a state dict in memory.
+        sha256: of the files or of the state dict, counted as for an input.
+        dtype: of its floating-point tensors; several where it has several: "bfloat16, float32".
+    """
+
+    files: tuple[str, ...]
+    sha256: str
+    dtype: str
+
+
+@dataclass(frozen=True)
 class Audit:
     """The record of one merge.
 
@@ -91,7 +106,11 @@ class Audit:
         versions: of the package and of PyTorch.
         rows: one per tensor.
         warnings: what the pre-flight check found and did not stop for.
-        files: names of the base's and of each expert's files, by name; none for state dicts in memory.
+        files: names of the base's and of each expert's files, by name, with that of their folder where it was given or
+            holds several; none for state dicts in memory.
+        output: what was made of it; None where nobody recorded it.
+        given_policy: the patterns that the caller gave and what for, the first that matches wins.
+        device: where it was computed.
 
     Lesson: 02, 09.
     """
@@ -105,6 +124,9 @@ class Audit:
     rows: tuple[TensorRow, ...]
     warnings: tuple[Finding, ...] = ()
     files: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    output: Output | None = None
+    given_policy: tuple[tuple[str, str], ...] = ()
+    device: str = ""
 
     @property
     def long_steps(self) -> tuple[TensorRow, ...]:
@@ -232,6 +254,8 @@ class Audit:
                     for name in ("base", *self.experts)
                 ],
             ),
+            "Output": Table(("dtype", "SHA-256", "files", "computed on"), self._output),
+            "Policy that was given": Table(("pattern", "policy"), self.given_policy),
             "Warnings": Table(("warning",), [(str(finding),) for finding in self.findings]),
             "Policy of every tensor": self.policies(),
             "Norms and steps": Table(overview.columns, overview.rows, digits=overview.digits),
@@ -242,6 +266,11 @@ class Audit:
         body = [f"## {head}\n\n{table.to_markdown() if table.rows else 'None.'}" for head, table in sections.items()]
         summary = Table(("method", "experts", "data used"), [(self.method, len(self.experts), self.data_used)])
         return "\n\n".join(["# Audit of a merge", summary.to_markdown(), *body]) + "\n"
+
+    @property
+    def _output(self) -> list[tuple[str, ...]]:
+        one = self.output
+        return [(one.dtype, one.sha256, ", ".join(one.files) or "–", self.device or "–")] if one else []
 
     def to_json(self) -> str:
         """The whole record as JSON, keys sorted; what JSON has no sign for (infinity, NaN, a tensor) as text."""
@@ -281,6 +310,9 @@ class Audit:
                 rows=tuple(_row(one, len(experts)) for one in _is(list, record["rows"], "rows")),
                 warnings=tuple(_finding(one) for one in _is(list, record.get("warnings", []), "warnings")),
                 files={name: _texts(one, "files") for name, one in _is(dict, record.get("files", {}), "files").items()},
+                output=_output(record.get("output")),
+                given_policy=tuple(_pair(one) for one in _is(list, record.get("given_policy", []), "given_policy")),
+                device=_is(str, record.get("device", ""), "device"),
             )
         except RecursionError:
             raise MergeError("this is no audit (nested too deep); give the text of `to_json`.") from None
@@ -321,6 +353,19 @@ def _number(value: object, what: str) -> float:
 def _finding(value: object) -> Finding:
     found = _is(dict, value, "a warning")
     return Finding(*(_is(str, found[name], name) for name in ("level", "where", "what", "remedy")))
+
+
+def _output(value: object) -> Output | None:
+    if value is None:
+        return None
+    found = _is(dict, value, "output")
+    sha256, dtype = (_is(str, found[name], name) for name in ("sha256", "dtype"))
+    return Output(_texts(found["files"], "files"), sha256, dtype)
+
+
+def _pair(value: object) -> tuple[str, str]:
+    pattern, action = _texts(value, "given_policy")
+    return pattern, action
 
 
 def _row(value: object, n_tasks: int) -> TensorRow:

@@ -7,8 +7,8 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO, Protocol
@@ -19,7 +19,17 @@ from torch import Tensor
 from apgd_teach.errors import MergeError
 from apgd_teach.merging.statedict import StateDict, as_utf8, fingerprint
 
-__all__ = ["DTYPES", "Checkpoint", "InFiles", "InMemory", "Spec", "open_checkpoint", "ties_of"]
+__all__ = [
+    "DTYPES",
+    "Checkpoint",
+    "InFiles",
+    "InMemory",
+    "Spec",
+    "open_checkpoint",
+    "precision_of",
+    "sha256_of",
+    "ties_of",
+]
 
 DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
@@ -223,6 +233,17 @@ class InFiles:
         """The files that hold the tensors, in the order of their names."""
         return tuple(file.path for file in self._files)
 
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Names of the files for a record, with their folder's where it was given or holds several: no whole path.
+
+        The shards of two models have the same names, and the folders are named after the models.
+        """
+        if self.folder is None and self.index is None:
+            return tuple(self.layout)
+        folder = Path(os.path.abspath(self.paths[0])).parent.name
+        return tuple(f"{folder}/{name}" if folder else name for name in self.layout)
+
     def read(self, name: str) -> Tensor:
         """One tensor, in memory of its own."""
         place, spec = self._places[name], self.specs[name]
@@ -240,12 +261,7 @@ class InFiles:
         Of several, in the order of their names, as if they were one: what `cat *.safetensors | sha256sum` prints.
         """
         if not self._digest:
-            digest = hashlib.sha256()
-            for path in self.paths:
-                with self._open(path) as stream:
-                    while part := stream.read(1 << 20):
-                        digest.update(part)
-            self._digest = digest.hexdigest()
+            self._digest = sha256_of(self.paths, self._open)
         return self._digest
 
     @contextmanager
@@ -254,6 +270,22 @@ class InFiles:
             if _state(stream) != self._known[path]:
                 raise MergeError(f"{self._label}: '{path}' has changed since the merge began; start again.")
             yield stream
+
+
+def sha256_of(paths: Iterable[Path], reads: Callable[[Path], AbstractContextManager[BinaryIO]]) -> str:
+    """SHA-256 (hex) of files as if they were one."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with reads(path) as stream:
+            while part := stream.read(1 << 20):
+                digest.update(part)
+    return digest.hexdigest()
+
+
+def precision_of(specs: Mapping[str, Spec]) -> str:
+    """The dtypes of the floating-point tensors, in words: "bfloat16, float32"."""
+    kinds = {spec.dtype for spec in specs.values() if spec.dtype.is_floating_point}
+    return ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds)) or "no floating-point tensor"
 
 
 @dataclass(frozen=True)

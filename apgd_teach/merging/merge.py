@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from apgd_teach.merging.audit import Audit
-from apgd_teach.merging.checkpoint import InMemory
+from apgd_teach.merging.audit import Audit, Output
+from apgd_teach.merging.checkpoint import InMemory, precision_of
 from apgd_teach.merging.engine import Inputs, run
 from apgd_teach.merging.method import Method
 from apgd_teach.merging.preflight import preflight
@@ -67,4 +67,11 @@ def merge(
     merged: dict[str, Tensor] = {}
     inputs = Inputs(InMemory(base), {name: InMemory(state) for name, state in experts.items()}, policy)
     audit = run(inputs, chosen, merged.__setitem__, findings=lambda: report.warnings)
-    return Merged({name: merged[name] for name in base}, audit)
+    state = InMemory({name: merged[name] for name in base})
+    made = replace(
+        audit,
+        output=Output((), state.digest(), precision_of(state.specs)),
+        given_policy=tuple((policy or {}).items()),
+        device=", ".join(sorted({str(tensor.device) for tensor in base.values()})),
+    )
+    return Merged(dict(state.state), made)

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from apgd_teach.devices import pick_device
 from apgd_teach.errors import MergeError
-from apgd_teach.merging.audit import Audit
-from apgd_teach.merging.checkpoint import DTYPES, InFiles, Spec, open_checkpoint
+from apgd_teach.merging.audit import Audit, Output
+from apgd_teach.merging.checkpoint import DTYPES, InFiles, Spec, open_checkpoint, precision_of, sha256_of
 from apgd_teach.merging.engine import Inputs, passes, run
 from apgd_teach.merging.method import Method
 from apgd_teach.merging.preflight import Preflight, Values, preflight_headers
@@ -76,7 +76,8 @@ def merge_files(
         settings: the method's settings, when it is named.
 
     Returns:
-        What was done to each tensor, and of which files; `inputs` holds each checkpoint's `InFiles.digest`.
+        What was done to each tensor, of which files, and into which; `inputs` holds each checkpoint's
+        `InFiles.digest`, and `output` the merge's.
 
     Raises:
         MergeError: as `merge`; or a file is missing, damaged, of another format or changed meanwhile; or the output
@@ -113,7 +114,13 @@ def merge_files(
         )
         writer.publish()
     names = {"base": opened, **{name: sources[name] for name in inputs.names}}
-    return dataclasses.replace(audit, files={name: tuple(source.layout) for name, source in names.items()})
+    return dataclasses.replace(
+        audit,
+        files={name: source.shown for name, source in names.items()},
+        output=writer.output,
+        given_policy=tuple((policy or {}).items()),
+        device=str(place),
+    )
 
 
 def preflight_files(
@@ -267,6 +274,7 @@ class _Writer:
         }
         self._left = set(self._places)
         self._hidden = self._folder = Path()
+        self.output: Output | None = None
 
     def __enter__(self) -> _Writer:
         path = self._target.path
@@ -315,6 +323,7 @@ class _Writer:
                     os.fsync(stream.fileno())
                 if content.text is None:
                     _verify(self._folder / file, content)
+            self.output = self._made()
             new = self._folder / path.name if self._target.is_file else self._folder
             if path.exists():
                 # A folder that its owner may not write to could not be moved.
@@ -322,6 +331,14 @@ class _Writer:
                 if not self._target.is_file:
                     path.rmdir()
             os.replace(new, path)
+
+    def _made(self) -> Output:
+        """What the record says of the files; read before they appear, so that nothing is published without a record."""
+        contents = {file: self._contents[file] for file in sorted(self._contents) if self._contents[file].text is None}
+        specs = {name: spec for content in contents.values() for name, spec in content.specs.items()}
+        sha256 = sha256_of((self._folder / file for file in contents), lambda file: file.open("rb", buffering=0))
+        prefix = "" if self._target.is_file else f"{self._target.path.name}/"
+        return Output(tuple(prefix + file for file in contents), sha256, precision_of(specs))
 
 
 def _header(content: _Content) -> tuple[bytes, dict[str, int]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from apgd_teach import __version__
 from apgd_teach.errors import MergeError
 from apgd_teach.merging import Apgd, Audit, Layer, Update, fingerprint, merge, merge_files
+from apgd_teach.merging.audit import Output
 
 
 def test_there_is_a_row_a_tensor_in_the_order_of_the_base(base, experts) -> None:
@@ -339,6 +340,8 @@ def test_the_document_says_everything_that_the_record_holds(base, experts) -> No
         for head in (
             "Settings",
             "Inputs",
+            "Output",
+            "Policy that was given",
             "Warnings",
             "Policy of every tensor",
             "Norms and steps",
@@ -352,6 +355,9 @@ def test_the_document_says_everything_that_the_record_holds(base, experts) -> No
     assert '| granularity | "full" |' in text
     for digest in audit.inputs.values():
         assert digest in text
+    assert audit.output is not None
+    assert f"| float32 | {audit.output.sha256} | – | cpu |" in text
+    assert "| linear.\\* | keep |" in text
     assert "expert 'ada' is the base itself" in text
     assert "| linear.weight | 3×36 | keep | your policy 'linear.\\*' |" in text
     assert f"| torch | {torch.__version__} |" in text
@@ -362,7 +368,7 @@ def test_every_table_of_the_document_is_one_on_github() -> None:
     experts = {"x|y": {name: tensor + 0.1 for name, tensor in base.items()}}
     text = merge(base, experts, Odd()).audit.to_markdown()
     blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
-    assert len(blocks) == 8
+    assert len(blocks) == 9
     for head, rule, *rows in blocks:
         assert set(rule) <= set("|-: ")
         for row in (head, *rows):
@@ -409,11 +415,35 @@ def test_the_json_says_which_format_it_is_and_what_it_holds(base, experts) -> No
     record = json.loads(merge(base, experts).audit.to_json())
     assert record["format"] == 1
     assert set(record) == {
-        *("data_used", "experts", "files", "format", "inputs", "method", "rows", "settings", "versions", "warnings")
+        *("data_used", "device", "experts", "files", "format", "given_policy", "inputs", "method", "output", "rows"),
+        *("settings", "versions", "warnings"),
     }
+    assert set(record["output"]) == {"dtype", "files", "sha256"}
     assert set(record["rows"][0]) == {
         *("base_norm", "facts", "name", "policy", "reason", "shape", "task_norm", "update_norm")
     }
+
+
+def test_the_record_identifies_the_result_and_says_what_was_asked_for(base, experts, cast) -> None:
+    merged = merge(base, experts, policy={"linear.*": "keep", "*": "average"})
+    assert merged.audit.output == Output((), fingerprint(merged.state_dict), "float32")
+    assert merged.audit.device == "cpu"
+    # The first pattern that matches wins, so their order is part of what was asked for, and JSON must not sort it.
+    assert merged.audit.given_policy == (("linear.*", "keep"), ("*", "average"))
+    assert Audit.from_json(merged.audit.to_json()) == merged.audit
+    base, ada = ({**cast(one, torch.bfloat16), "gain": one["gain"]} for one in (base, experts["ada"]))
+    output = merge(base, {"ada": ada}).audit.output
+    assert output is not None
+    assert output.dtype == "bfloat16, float32"
+
+
+def test_a_record_of_before_there_was_an_output_is_read(base, experts) -> None:
+    record = json.loads(merge(base, experts).audit.to_json())
+    for name in ("device", "given_policy", "output"):
+        del record[name]
+    read = Audit.from_json(json.dumps(record))
+    assert (read.output, read.given_policy, read.device) == (None, (), "")
+    assert "## Output\n\nNone." in read.to_markdown()
 
 
 def change(text: str, *path: object, to: object) -> str:
@@ -490,6 +520,12 @@ def test_keys_of_a_later_version_are_left_out(base, experts) -> None:
         (("rows", 0, "facts", "leak"), ["a", "b", "c"]),
         (("rows", 0, "facts", "task_norms"), [1.0]),
         (("rows", 0, "facts", "task_norms"), 1.0),
+        (("output",), "file"),
+        (("output", "sha256"), None),
+        (("output", "files"), "a"),
+        (("given_policy",), {"a": "keep"}),
+        (("given_policy",), [["a"]]),
+        (("device",), None),
         (("format",), True),
         (("format",), "1"),
     ],

@@ -23,6 +23,7 @@ from torch import Tensor
 from apgd_teach.errors import ApgdTeachError, DataAccessError, MergeError
 from apgd_teach.guard import refuse_data
 from apgd_teach.merging import METHODS, merge, merge_files, open_checkpoint
+from apgd_teach.merging.audit import Output
 from apgd_teach.merging.engine import Inputs, passes, run
 from apgd_teach.merging.registry import pick
 
@@ -145,7 +146,8 @@ def test_shards_in_shards_out_whatever_the_experts_are(base, experts, tmp_path: 
     assert index["weight_map"] == json.loads((folder / INDEX).read_text())["weight_map"]
     size = sum(one.numel() * one.element_size() for one in base.values())
     assert index["metadata"] == {"total_size": size, "total_parameters": 5}
-    assert audit.files["base"] == ("model-0.safetensors", "model-1.safetensors", "model-2.safetensors")
+    assert audit.files["base"] == tuple(f"sharded/model-{place}.safetensors" for place in range(3))
+    assert audit.files["ben"] == tuple(f"ben-sharded/model-{place}.safetensors" for place in range(2))
     assert audit.files["ada"] == ("ada.safetensors",)
 
 
@@ -250,6 +252,35 @@ def test_the_audit_names_the_files_and_their_digests_and_no_folder(saved: Saved)
     assert audit.files == {name: (path.name,) for name, path in paths.items()}
     assert str(saved.folder) not in audit.to_json()
     assert audit.data_used == "none"
+
+
+def test_the_audit_identifies_what_was_written(base, experts, tmp_path: Path) -> None:
+    saved = save(base, experts, tmp_path)
+    folder = shard(base, tmp_path / "sharded", 2)
+    one = merge_files(saved.base, saved.experts, tmp_path / "out.safetensors", progress=False)
+    raw = (tmp_path / "out.safetensors").read_bytes()
+    assert one.output == Output(("out.safetensors",), hashlib.sha256(raw).hexdigest(), "float32")
+    assert one.device == "cpu"
+    several = merge_files(folder, saved.experts, tmp_path / "out", dtype="bfloat16", progress=False)
+    assert several.output is not None
+    assert several.output.files == ("out/model-0.safetensors", "out/model-1.safetensors")
+    assert several.output.sha256 == open_checkpoint(tmp_path / "out").digest()
+    assert several.output.dtype == "bfloat16"
+    # Who merges the merge finds the same digest and the same names.
+    again = merge_files(tmp_path / "out", {"out": tmp_path / "out"}, tmp_path / "again", progress=False)
+    assert (again.inputs["out"], again.files["out"]) == (several.output.sha256, several.output.files)
+
+
+def test_folders_of_the_same_shards_can_be_told_apart_however_they_are_given(
+    base, experts, tmp_path, monkeypatch
+) -> None:
+    shard(base, tmp_path / "base", 2)
+    shard(experts["ada"], tmp_path / "ada", 2)
+    monkeypatch.chdir(tmp_path / "ada")
+    for given in (tmp_path / "ada", tmp_path / "ada" / INDEX, ".", INDEX, "../ada"):
+        assert open_checkpoint(given).shown == ("ada/model-0.safetensors", "ada/model-1.safetensors")
+    save_file(base, tmp_path / "base.safetensors")
+    assert open_checkpoint(tmp_path / "base.safetensors").shown == ("base.safetensors",)
 
 
 def test_warnings_of_both_stages_end_up_in_the_audit(saved: Saved) -> None:
