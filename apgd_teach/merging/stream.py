@@ -55,8 +55,14 @@ def merge_files(
 
     The tensors are those that `merge` would make of the loaded state dicts, to the bit, whatever the number of
     workers. The output appears when it is whole: until then, and after any error or Ctrl-C, what was there before is
-    untouched and nothing else is left behind. Memory beyond the imports is at most workers × (T + 5) × the largest
-    layer, as float32, plus 0.3 GB, for methods that need no more than four layers beside the task vectors.
+    untouched and nothing else is left behind.
+
+    Memory beyond the imports, in layers (the largest layer as float32) for every worker: at most T + 5 and 0.3 GB in
+    all for `average`, `task_arithmetic`, `ties` and `dare`. Methods that decompose or solve do so in float64, with much
+    beside the task vectors: at most T + 24 and 0.1 GB for `apgd` as it comes, `wudi` and `tsv_m`. Measured with two
+    square layers in bfloat16 on one thread, T = 8, all that was added to the imports: 2,600² `average` 14.5 layers,
+    `apgd` 30.3, `wudi` 30.4, `tsv_m` 31.1; 1,600² 14.6, 33.5, 34.0 and 26.0. With T = 3 and 2,600² `apgd` took 25.1 and
+    `wudi` 14.9.
 
     Args:
         base: θ₀: a `.safetensors` file, a `….safetensors.index.json`, or a folder that holds one of the two.
