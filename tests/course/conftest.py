@@ -11,9 +11,12 @@ FIXTURES = Path(__file__).parent / "fixtures"
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def kernels_import_this_checkout():
-    """Kernels are processes of their own: they find the package by PYTHONPATH, installed or not."""
+    """Kernels are processes of their own: they find the package by PYTHONPATH, installed or not.
+
+    For the modules of this room only: how many threads a process has decides the last digits of what it trains.
+    """
     patch = pytest.MonkeyPatch()
     patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
     patch.setenv("OMP_NUM_THREADS", "1")
