@@ -63,6 +63,8 @@ def explain(words: str) -> str:
     if missing:
         machine = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
         return f"The package index has no {missing[-1]} for {machine}: delete .venv and try again with another Python."
+    if re.search(r"\[Errno (1|13|30)\]|PermissionError|Read-only file system", words):
+        return "This folder cannot be written: copy it to one of your own and try again there."
     said = ERROR.findall(words) or words.strip().splitlines() or ["pip said nothing"]
     return f"The install failed: {said[-1].strip()[:200]}"
 
@@ -105,7 +107,10 @@ def lock(file: IO[str]) -> None:
 
 def prepare() -> None:
     """Make .venv whole: nothing to do when its stamp is right, else install."""
-    wanted = read(ROOT / "pyproject.toml").split("# dependencies: begin")[1].split("# dependencies: end")[0]
+    marked = re.search("# dependencies: begin(.*)# dependencies: end", read(ROOT / "pyproject.toml"), re.DOTALL)
+    if marked is None:
+        sys.exit("pyproject.toml beside run.py is not whole: clone the repository again.")
+    wanted = marked.group(1)
     place = f"{str(ROOT)!a}\n"
     start = hashlib.sha256(wanted.encode()).hexdigest() + "\n" + place
     if read(STAMP) == start + environment_python():
@@ -186,6 +191,8 @@ def main(arguments: list) -> None:
             f"The course needs Python 3.10 or newer and this is {this}: name a newer one, as in python3.12 run.py."
         )
     if not arguments or arguments[0] not in COMMANDS:
+        if arguments and arguments[0] not in ("-h", "--help"):
+            print(f"There is no command '{arguments[0]}'; use course, tests or lab.\n", file=sys.stderr)
         print(__doc__.strip(), file=sys.stdout if arguments[:1] in (["-h"], ["--help"]) else sys.stderr)
         sys.exit(0 if arguments[:1] in (["-h"], ["--help"]) else 2)
     for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: pip has to be ended too

@@ -8,6 +8,7 @@ without its card does not exist.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -17,27 +18,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
 from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 from apgd_teach.errors import CacheError
-from apgd_teach.files import shown, write_atomically
+from apgd_teach.files import own_folder, shown, write_atomically
 
-__all__ = ["FORMAT", "Cache", "Damaged", "Entry", "Nearest", "cache_folder", "changed"]
+__all__ = ["FORMAT", "Cache", "Damaged", "Entry", "Nearest", "changed"]
 
 FORMAT = 1
 """Version of the cache's layout and of what the training code makes of its ingredients: part of every key."""
 
 Ingredients = Mapping[str, object]
-
-
-def cache_folder() -> Path:
-    """Where trained networks are kept: the folder named by APGD_TEACH_CACHE, else the user's own cache folder."""
-    named = os.environ.get("APGD_TEACH_CACHE")
-    return Path(os.path.expanduser(named or platformdirs.user_cache_dir("apgd_teach", appauthor=False)))
 
 
 @dataclass(frozen=True)
@@ -73,13 +67,13 @@ class Cache:
     """A folder of trained networks.
 
     Args:
-        folder: where; made when something is about to be stored. None: `cache_folder()`.
+        folder: where; made when something is about to be stored. None: `files.own_folder()`.
 
     Lesson: 01.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        self.folder = Path(os.path.expanduser(folder)) if folder is not None else cache_folder()
+        self.folder = Path(os.path.expanduser(folder)) if folder is not None else own_folder()
 
     def load(self, ingredients: Ingredients) -> Entry | Damaged | None:
         """The entry made of exactly these ingredients; None if there is none; `Damaged` if its files are not whole."""
@@ -150,7 +144,7 @@ class Cache:
         """
         best: Nearest | None = None
         stem = _stem(ingredients)
-        for file in sorted(self.folder.glob(f"{stem}-*.json")):
+        for file in sorted(self.folder.glob(f"{glob.escape(stem)}-*.json")):
             if not re.fullmatch(rf"{re.escape(stem)}-[0-9a-f]{{16}}\.json", file.name):
                 continue
             try:

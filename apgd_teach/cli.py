@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import argparse
 import ast
+import errno
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -55,9 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.filename is None:
+        if error.filename is not None:
+            print(f"{error.strerror}: '{error.filename}'.", file=sys.stderr)
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            # What this program printed went to a file that takes no more; Python would try once more at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            print(f"The output cannot be written ({error.strerror}); make room, or send it elsewhere.", file=sys.stderr)
+        else:
             raise
-        print(f"{error.strerror}: '{error.filename}'.", file=sys.stderr)
         return 1
 
 
@@ -89,9 +94,11 @@ def _parser() -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="what the data are, whose, and which of them are here")
     data.set_defaults(command=_data)
     data.add_argument("--fetch", action="store_true", help="download the full data sets (once, about 43 MB)")
-    data.add_argument("--folder", type=Path, metavar="FOLDER", help="use the full data sets that lie here")
-    data.add_argument("--mirror", metavar="URL", help="download from here instead")
-    data.add_argument("--budget", type=_seconds, default=120.0, metavar="SECONDS", help="give up after (default: 120)")
+    data.add_argument("--mirror", metavar="URL", help="download them from here instead")
+    data.add_argument("--folder", type=Path, metavar="FOLDER", help="look whether they lie here, whole")
+    data.add_argument(
+        "--budget", type=_seconds, default=120.0, metavar="SECONDS", help="give a download up after (default: 120)"
+    )
 
     build = commands.add_parser("build", help="for maintainers: make the published notebooks from their sources")
     build.set_defaults(command=_build)
@@ -171,17 +178,17 @@ def _near(path: Path) -> str:
 
 
 def _lab(options: argparse.Namespace) -> int:
+    from apgd_teach.course.desk import hand_out
     from apgd_teach.course.sources import notebooks_folder
+    from apgd_teach.files import settled
 
     # Copies: what a learner writes must not become a change of the course, and an update must not undo it.
     published = notebooks_folder()
     desk = published.parent / "output" / "lab"
-    desk.mkdir(parents=True, exist_ok=True)
-    for notebook in sorted(published.glob("*.ipynb")):
-        if not (desk / notebook.name).exists():
-            shutil.copyfile(notebook, desk / notebook.name)
+    for sentence in hand_out(published, desk):
+        print(sentence, file=sys.stderr)
     command = [sys.executable, "-m", "jupyterlab", *options.rest]
-    lab = subprocess.Popen(command, cwd=desk)
+    lab = subprocess.Popen(command, cwd=desk, env=settled(os.environ))
     while True:
         try:
             return lab.wait()
@@ -208,12 +215,16 @@ def _data(options: argparse.Namespace) -> int:
     from apgd_teach.data import cards_table, open_source
 
     full = options.fetch or options.folder is not None or options.mirror is not None
+    if options.fetch and options.folder is not None:
+        raise ApgdTeachError("--fetch downloads and --folder looks at what is there: give one of the two.")
     if full:
         source = open_source("full", folder=options.folder, mirror=options.mirror, budget_s=options.budget)
     else:
         source = open_source("bundled")
     print(cards_table())
     print(f"\n{source.note}\nSHA-256 over all of them: {source.sha256}")
+    if options.folder is not None:
+        print("The course takes them from there with TIER=full, where APGD_TEACH_DATA names that folder.")
     return 1 if full and source.tier != "full" else 0
 
 

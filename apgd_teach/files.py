@@ -1,12 +1,34 @@
-"""Writing files so that a reader never meets half of one, and naming folders so that nobody's name is shown."""
+"""Where the package keeps things; files of which a reader never meets half; folders shown without anybody's name."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["shown", "write_atomically"]
+import platformdirs
+
+__all__ = ["FOLDERS", "named_folder", "own_folder", "settled", "shown", "write_atomically"]
+
+FOLDERS = ("APGD_TEACH_CACHE", "APGD_TEACH_DATA")
+"""Environment variables that name a folder: for what the package makes, and with the full data sets in it."""
+
+
+def named_folder(variable: str) -> Path | None:
+    """The folder that an environment variable names, absolute; None where it names none."""
+    named = os.environ.get(variable)
+    return Path(os.path.abspath(os.path.expanduser(named))) if named else None
+
+
+def own_folder() -> Path:
+    """Where the package keeps what it makes or fetches: what APGD_TEACH_CACHE names, else the user's cache folder."""
+    return named_folder("APGD_TEACH_CACHE") or Path(platformdirs.user_cache_dir("apgd_teach", appauthor=False))
+
+
+def settled(environment: Mapping[str, str]) -> dict[str, str]:
+    """`environment` with its folders absolute, for a process that will run elsewhere."""
+    return {**environment, **{name: str(folder) for name in FOLDERS if (folder := named_folder(name))}}
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from pools import PARTS, Setting, pool_of, settings_of
 
-from apgd_teach.cache import Cache, cache_folder
+from apgd_teach.cache import Cache
 from apgd_teach.evaluate import Evaluator
 from apgd_teach.files import write_atomically
 from apgd_teach.merging import merge
@@ -257,7 +257,7 @@ def main() -> None:
     commands.add_parser("report", help="write settings.md")
     given = parser.parse_args()
     if given.command == "run":
-        run(given.part, given.study, given.network, Cache(given.cache or cache_folder()))
+        run(given.part, given.study, given.network, Cache(given.cache))
     else:
         report()
 

@@ -10,6 +10,7 @@ import pytest
 
 # Before anything imports matplotlib, and handed down to every process that a test starts.
 os.environ["MPLBACKEND"] = "Agg"
+os.environ.pop("APGD_TEACH_DATA", None)
 
 
 @pytest.fixture(scope="session", autouse=True)

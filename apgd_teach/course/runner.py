@@ -29,7 +29,7 @@ from apgd_teach.course.profiles import MIME, PROFILES
 from apgd_teach.course.publish import heading, to_html, write_index
 from apgd_teach.course.sources import find, list_sources, notebook_text, read_notebook
 from apgd_teach.errors import CourseError
-from apgd_teach.files import write_atomically
+from apgd_teach.files import settled, shown, write_atomically
 from apgd_teach.tables import Table
 
 __all__ = ["BUDGET_S", "RunResult", "errors_in", "profiles_in", "results_table", "run_course", "run_notebook"]
@@ -149,10 +149,29 @@ def _what(output: Mapping[str, Any]) -> str:
 
 
 def _environment(changes: Mapping[str, str] | None) -> dict[str, str]:
-    environment = dict(os.environ)
+    # A folder that was named from here is another one from the kernel's own.
+    environment = settled(os.environ)
     # With a backend of the caller's, set on many servers, the notebook's figures would be drawn but never shown.
     environment.pop("MPLBACKEND", None)
     return {**environment, **(changes or {})}
+
+
+def _refuse_profile(parameters: Mapping[str, object]) -> None:
+    if "PROFILE" in parameters:
+        raise CourseError("PROFILE is not passed as a parameter; ask for the profile itself (--profile fast or full).")
+
+
+def _refuse_folder(folder: Path) -> None:
+    """Better said before the first notebook has run than after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise CourseError(
+            f"nothing can be written to {shown(folder.absolute())} ({error.strerror or error}); name another folder "
+            "(--out)."
+        ) from None
 
 
 @contextmanager
@@ -214,8 +233,7 @@ def run_notebook(
     if profile not in PROFILES:
         raise CourseError(f"there is no profile '{profile}'; use one of: {', '.join(PROFILES)}.")
     values = dict(parameters or {})
-    if "PROFILE" in values:
-        raise CourseError("the profile is not passed as a parameter; ask for it as the profile (fast or full).")
+    _refuse_profile(values)
     refuse_unknown(node, name, values)
     problems = lint_notebook(node, name) if lint else []
     out = Path(out).resolve()
@@ -262,7 +280,7 @@ def run_notebook(
                 profiles = profiles_in(executed)
                 _write_run(executed, out, profiles)
     if not failure:
-        failure = _judge(executed, name, numbers, profile, profiles)
+        failure = _judge(executed, name, numbers, profile, profiles, values)
     message = failure or f"{name} ran in {seconds:.0f} s and {watch.peak / 1e6:.0f} MB, in the profile {profile}."
     return RunResult(name, not failure, seconds, watch.peak / 1e6, profiles[-1] if profiles else "", message)
 
@@ -276,7 +294,7 @@ def _too_long(name: str, run: Run, numbers: Mapping[str, int]) -> str:
     if run.whole_budget:
         return (
             f"{name}, {_cell(run, numbers)}: the {run.budget_s:g} s for the whole notebook were used up here; give it "
-            "a larger budget, or a smaller profile."
+            "a larger budget (--budget), or a smaller profile."
         )
     return (
         f"{name}, {_cell(run, numbers)}: took longer than the {run.cell_s:g} s that one cell may take; make it do "
@@ -284,13 +302,21 @@ def _too_long(name: str, run: Run, numbers: Mapping[str, int]) -> str:
     )
 
 
-def _judge(notebook: NotebookNode, name: str, numbers: Mapping[str, int], asked: str, profiles: Sequence[str]) -> str:
+def _judge(
+    notebook: NotebookNode,
+    name: str,
+    numbers: Mapping[str, int],
+    asked: str,
+    profiles: Sequence[str],
+    passed: Mapping[str, object],
+) -> str:
     """The sentence about the first thing that is wrong with a notebook that ran to its end, or ""."""
     errors = errors_in(notebook, numbers)
     if errors:
         where, what = errors[0]
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        return f"{name}, {where}: raised {what}{more}; correct it and run the notebook again."
+        it = f"it, or what was passed ({', '.join(passed)})," if passed else "it"
+        return f"{name}, {where}: raised {what.rstrip('.?! ')}{more}; correct {it} and run the notebook again."
     if not profiles:
         return f"{name} never reads its profile; call use_profile(PROFILE) in its first code cell."
     if set(profiles) != {asked}:
@@ -362,34 +388,48 @@ def run_course(
         env: environment variables that the kernels get on top of this process's own.
 
     Raises:
-        CourseError: there is no such notebook, profile or parameter. Nothing has run then.
+        CourseError: there is no such notebook, profile or parameter, or `out_dir` cannot be written. Nothing has run
+            then. What cannot be written later (a disk that fills up) fails its notebook, or is said when all have run.
     """
     sources = list_sources() if names is None else [find(name) for name in names]
     if not sources:
         raise CourseError("there are no notebooks to run; name at least one.")
     nodes = [read_notebook(source) for source in sources]
+    _refuse_profile(parameters or {})
     for source, node in zip(sources, nodes, strict=True):
         refuse_unknown(node, source.stem, parameters or {})
     out_dir = Path(out_dir)
+    _refuse_folder(out_dir)
     links = [(f"{source.stem}.html", heading(node) or source.stem) for source, node in zip(sources, nodes, strict=True)]
     results, notebooks = [], []
     for place, source in enumerate(sources):
         tqdm.write(f"[{place + 1}/{len(sources)}] {source.stem}: {len(nodes[place].cells)} cells", file=sys.stderr)
         out = out_dir / f"{source.stem}.ipynb"
-        result = run_notebook(
-            source, out, profile=profile, parameters=parameters, budget_s=budget_s, cell_s=cell_s, env=env
-        )
+        executed = nodes[place]
+        try:
+            result = run_notebook(
+                source, out, profile=profile, parameters=parameters, budget_s=budget_s, cell_s=cell_s, env=env
+            )
+            executed = read_notebook(out)
+            to_html(
+                executed,
+                out.with_suffix(".html"),
+                previous=links[place - 1] if place else None,
+                following=links[place + 1] if place + 1 < len(links) else None,
+            )
+        except OSError as error:
+            why = f"what it made cannot be written ({error.strerror or error}); make room, and run it again."
+            result = RunResult(source.stem, False, 0.0, 0.0, "", f"{source.stem}: {why}")
         tqdm.write(("  " if result.ok else "  FAILED: ") + result.message, file=sys.stderr)
-        executed = read_notebook(out)
-        to_html(
-            executed,
-            out.with_suffix(".html"),
-            previous=links[place - 1] if place else None,
-            following=links[place + 1] if place + 1 < len(links) else None,
-        )
         results.append(result)
         notebooks.append(executed)
-    write_index(out_dir, results, notebooks)
+    try:
+        write_index(out_dir, results, notebooks)
+    except OSError as error:
+        raise CourseError(
+            f"the notebooks have run, and their index cannot be written to {shown(out_dir.absolute())} "
+            f"({error.strerror or error}); make room there."
+        ) from None
     return results
 
 

@@ -128,11 +128,12 @@ def read_notebook(path: Path) -> NotebookNode:
     """
     if not path.is_file():
         raise CourseError(f"there is no notebook at {path}; check the name.")
-    if path.suffix == ".py":
-        return to_notebook(path)
     try:
+        if path.suffix == ".py":
+            return to_notebook(path)
         notebook = nbformat.read(path, as_version=4)
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError, UnicodeDecodeError) as error:
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError, UnicodeDecodeError, AttributeError) as error:
+        # AttributeError is how nbformat takes JSON that is a list or a number.
         reason = str(error).partition("\n")[0]
         raise CourseError(f"{path} is not a notebook ({reason}); build or download it again.") from error
     # papermill chooses its translator by the language, and JupyterLab asks for a kernel where no kernelspec is.

@@ -22,14 +22,13 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import numpy as np
-import platformdirs
 from numpy.typing import NDArray
 from tqdm.std import tqdm
 
 from apgd_teach.data.families import FAMILIES, Family
 from apgd_teach.data.idx import decode_idx, read_file, unpack
 from apgd_teach.errors import DataError
-from apgd_teach.files import write_atomically
+from apgd_teach.files import own_folder, write_atomically
 
 __all__ = [
     "NotHere",
@@ -93,9 +92,8 @@ class _Budget:
 
 
 def default_folder() -> Path:
-    """Where the full tier is kept: `data` in the folder that APGD_TEACH_CACHE names, or in the user's cache."""
-    cache = os.environ.get("APGD_TEACH_CACHE") or platformdirs.user_cache_dir("apgd_teach", appauthor=False)
-    return Path(cache).expanduser() / "data"
+    """Where the full tier is kept once it was fetched: `data` beside the trained networks."""
+    return own_folder() / "data"
 
 
 def valid_mirror(mirror: str) -> str:
@@ -105,7 +103,7 @@ def valid_mirror(mirror: str) -> str:
         DataError: not an http, https or file address.
     """
     try:
-        parts = urlsplit(mirror)
+        parts = urlsplit(str(mirror))
     except ValueError:
         # Only a bracket that is not closed comes this far; no scheme, no host.
         parts = urlsplit("")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,6 +28,7 @@ from apgd_teach.data.full import (
 )
 from apgd_teach.data.tasks import TASKS, Task, Variant, unknown
 from apgd_teach.errors import DataError
+from apgd_teach.files import named_folder
 from apgd_teach.guard import refuse_data
 
 __all__ = ["FamilyData", "Source", "Split", "TaskData", "load_task", "open_source"]
@@ -224,7 +226,8 @@ def open_source(
         tier: "bundled" (12,000 images of each family, inside the package) or "full" (70,000 of each, downloaded once).
         folder: full tier: read the official IDX files (.gz or unpacked) here and write nothing. They may lie in
             `MNIST/raw` and `FashionMNIST/raw` as torchvision leaves them, in `MNIST` and `FashionMNIST`, or in `mnist`
-            and `fashion-mnist`.
+            and `fashion-mnist`. Where neither this nor a mirror is named, the folder that the environment variable
+            APGD_TEACH_DATA names, if it names one.
         mirror: full tier: an address (http, https or file) that holds such folders, instead of torchvision's.
         budget_s: full tier: seconds after which the bundled tier is used instead; the part that has arrived is kept
             and the next call goes on from there.
@@ -247,12 +250,14 @@ def open_source(
         if folder is not None or mirror is not None:
             raise DataError("A folder or a mirror holds the full tier; ask for tier='full' as well, or name neither.")
         return _bundled("Bundled data are used: a balanced subset of {families} that comes with the course.", families)
+    if folder is None and mirror is None:
+        folder = named_folder("APGD_TEACH_DATA")
     if folder is not None and mirror is not None:
         raise DataError("Both a folder and a mirror are named; name one of them.")
-    if not 0 < budget_s < math.inf:
+    if not isinstance(budget_s, int | float) or not 0 < budget_s < math.inf:
         raise DataError(f"The time budget is {budget_s} s; give it a number of seconds above zero.")
     if folder is not None:
-        return _from_folder(Path(folder).expanduser(), families)
+        return _from_folder(Path(os.path.expanduser(folder)), families)
     address = None if mirror is None else valid_mirror(mirror)
     cache = default_folder()
     try:

@@ -195,6 +195,46 @@ def test_all_notebooks_run_before_a_failure_is_reported(source, tmp_path, capsys
     assert len(printed.err.strip().splitlines()) == 6, printed.err
 
 
+def test_what_cannot_be_written_fails_its_notebook_and_not_the_others(source, tmp_path):
+    # A folder that is not empty stands where the page should go.
+    (tmp_path / "out" / "raises.html" / "in the way").mkdir(parents=True)
+    results = run_course([source("raises"), source("good")], tmp_path / "out", budget_s=60)
+    assert [(result.name, result.ok) for result in results] == [("raises", False), ("good", True)]
+    assert results[0].message.startswith("raises: what it made cannot be written (")
+    assert (tmp_path / "out" / "good.html").is_file()
+    assert "what it made cannot be written" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+
+
+def test_an_index_that_cannot_be_written_is_said_when_all_have_run(source, tmp_path):
+    (tmp_path / "out" / "index.html" / "in the way").mkdir(parents=True)
+    with pytest.raises(CourseError, match=r"the notebooks have run, and their index cannot be written to .+out \("):
+        run_course([source("good")], tmp_path / "out", budget_s=60)
+    assert (tmp_path / "out" / "good.html").is_file()
+
+
+def test_a_folder_named_from_here_is_the_same_one_in_the_kernel(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("APGD_TEACH_CACHE", "mine")
+    source = tmp_path / "where.py"
+    source.write_text(
+        '# %% tags=["parameters"]\nPROFILE = "fast"\n\n# %%\n'
+        "from apgd_teach.cache import Cache\nfrom apgd_teach.course.profiles import use_profile\n\n"
+        "use_profile(PROFILE)\nprint(Cache().folder)\n",
+        encoding="utf-8",
+    )
+    result = run_notebook(source, tmp_path / "where.ipynb", profile="fast", budget_s=60)
+    assert result.ok, result.message
+    assert str(tmp_path / "mine") in texts(tmp_path / "where.ipynb")
+
+
+def test_a_failure_after_parameters_were_passed_names_them(run):
+    result = run("raises", parameters={})
+    assert result.message.endswith("; correct it and run the notebook again.")
+    result = run("good", parameters={"SCALE": "three"})
+    assert not result.ok
+    assert result.message.endswith("; correct it, or what was passed (SCALE), and run the notebook again.")
+
+
 def test_a_parameter_that_one_notebook_lacks_stops_the_course_before_it_starts(source, tmp_path):
     with pytest.raises(CourseError, match="raises has no parameter 'SCALE'"):
         run_course([source("good"), source("raises")], tmp_path / "out", parameters={"SCALE": 1.0})

@@ -84,5 +84,11 @@ def test_a_damaged_notebook_is_refused_by_name(tmp_path):
     (tmp_path / "torn.ipynb").write_text('{"cells": [', encoding="utf-8")
     with pytest.raises(CourseError, match=r"torn\.ipynb is not a notebook"):
         sources.read_notebook(tmp_path / "torn.ipynb")
+    (tmp_path / "list.ipynb").write_text("[]", encoding="utf-8")
+    with pytest.raises(CourseError, match=r"list\.ipynb is not a notebook"):
+        sources.read_notebook(tmp_path / "list.ipynb")
+    (tmp_path / "latin.py").write_bytes("# %%\nx = 'é'\n".encode("latin-1"))
+    with pytest.raises(CourseError, match=r"latin\.py is not a notebook"):
+        sources.read_notebook(tmp_path / "latin.py")
     with pytest.raises(CourseError, match=r"no notebook at .*gone\.ipynb"):
         sources.read_notebook(tmp_path / "gone.ipynb")

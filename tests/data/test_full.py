@@ -247,6 +247,35 @@ def test_files_of_an_old_torchvision_are_not_unpickled(small, cache) -> None:
 # A folder that was named
 
 
+def test_a_folder_may_be_named_in_the_environment(small, tmp_path, monkeypatch) -> None:
+    small.lay_out(tmp_path / "given" / "mnist", True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("APGD_TEACH_DATA", "given")
+    source = open_source("full", families=small.families)
+    assert is_small(source, small)
+    assert "from a folder that was named" in source.note
+    assert open_source("bundled").tier == "bundled"
+    monkeypatch.setenv("APGD_TEACH_DATA", "~nobody-of-this-name/given")
+    with pytest.raises(DataError, match=r"There is no folder .+given. that can be read"):
+        open_source("full", families=small.families)
+
+
+def test_the_home_of_nobody_is_no_folder() -> None:
+    with pytest.raises(DataError, match="There is no folder '~nobody-of-this-name/x' that can be read"):
+        open_source("full", folder="~nobody-of-this-name/x")
+
+
+@pytest.mark.parametrize("mirror", [3, b"http://host/"])
+def test_a_mirror_that_is_no_text_is_no_address(mirror: object) -> None:
+    with pytest.raises(DataError, match="is not an address"):
+        open_source("full", mirror=mirror)
+
+
+def test_a_time_budget_that_is_no_number_is_said() -> None:
+    with pytest.raises(DataError, match="The time budget is soon s; give it a number of seconds above zero"):
+        open_source("full", budget_s="soon")
+
+
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("inner", ["SmallMNIST/raw", "SmallMNIST", "mnist", "."])
 def test_a_named_folder_is_read_and_nothing_is_written(small, tmp_path, monkeypatch, inner: str, packed: bool) -> None:

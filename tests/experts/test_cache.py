@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from apgd_teach.cache import Cache, Damaged, Entry, cache_folder, changed
+from apgd_teach.cache import Cache, Damaged, Entry, changed
 from apgd_teach.errors import CacheError
+from apgd_teach.files import own_folder, settled
 
 WHAT = {"kind": "expert", "name": "ada", "format": 1, "seed": 0, "recipe": {"lr": 0.1, "steps": 5}}
 STATE = {"layer.weight": torch.arange(6.0).reshape(2, 3), "layer.bias": torch.zeros(2)}
@@ -170,7 +171,7 @@ def test_another_network_is_one_difference_and_not_one_for_each_tensor() -> None
 
 def test_the_folder_is_the_one_in_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("APGD_TEACH_CACHE", str(tmp_path / "mine"))
-    assert cache_folder() == Cache().folder == tmp_path / "mine"
+    assert own_folder() == Cache().folder == tmp_path / "mine"
 
 
 def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -185,14 +186,27 @@ def test_the_home_of_nobody_is_a_folder_like_any_other(monkeypatch: pytest.Monke
     assert Cache().folder.name == "mine"
 
 
+def test_a_relative_folder_is_the_one_seen_from_here_for_processes_elsewhere_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("APGD_TEACH_CACHE", "mine")
+    monkeypatch.setenv("APGD_TEACH_DATA", "")
+    assert own_folder() == tmp_path / "mine"
+    assert settled({"APGD_TEACH_CACHE": "mine", "OTHER": "x"}) == {
+        "APGD_TEACH_CACHE": str(tmp_path / "mine"),
+        "OTHER": "x",
+    }
+
+
 @pytest.mark.parametrize("empty", [True, False])
 def test_unnamed_the_folder_is_in_the_users_own_cache(monkeypatch: pytest.MonkeyPatch, empty: bool) -> None:
     if empty:
         monkeypatch.setenv("APGD_TEACH_CACHE", "")
     else:
         monkeypatch.delenv("APGD_TEACH_CACHE")
-    assert cache_folder().is_absolute()
-    assert "apgd_teach" in cache_folder().parts
+    assert own_folder().is_absolute()
+    assert "apgd_teach" in own_folder().parts
 
 
 def test_trying_the_folder_leaves_nothing_in_it(cache: Cache) -> None:

@@ -95,7 +95,14 @@ def test_a_budget_is_a_number_of_seconds() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["run", "--notebooks", "99"], ["build", "99"], ["data", "--folder", "nowhere/at/all"]]
+    "arguments",
+    [
+        ["run", "--notebooks", "99"],
+        ["run", "--set", "PROFILE=full"],
+        ["build", "99"],
+        ["data", "--folder", "nowhere/at/all"],
+        ["data", "--fetch", "--folder", "nowhere"],
+    ],
 )
 def test_what_a_user_can_put_right_is_one_sentence(arguments: list[str]) -> None:
     done = call(*arguments)
@@ -104,12 +111,25 @@ def test_what_a_user_can_put_right_is_one_sentence(arguments: list[str]) -> None
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
-def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    done = call("run", "--notebooks", str(fixture()), "--out", str(tmp_path / "file" / "pages"))
+@pytest.mark.parametrize("place", ["file", "file/pages"])
+def test_a_folder_that_cannot_be_made_is_one_sentence_before_anything_runs(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("precious")
+    done = call("run", "--notebooks", str(fixture()), "--out", str(tmp_path / place))
     assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert str(tmp_path / "file") in done.stderr
+    assert done.stderr.startswith(f"nothing can be written to {tmp_path / place} (")
+    assert done.stderr.endswith("; name another folder (--out).\n")
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no file here is always full")
+def test_an_output_that_is_full_is_one_sentence() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "apgd_teach", "data"], stdout=full, stderr=subprocess.PIPE, encoding="utf-8"
+        )
+    assert done.returncode == 1
+    assert done.stderr == "The output cannot be written (No space left on device); make room, or send it elsewhere.\n"
 
 
 def fixture() -> Path:

@@ -140,6 +140,24 @@ def test_it_needs_only_the_standard_library() -> None:
     assert names <= sys.stdlib_module_names
 
 
+def test_a_clone_without_its_pyproject_is_told_in_one_sentence(tmp_path: Path) -> None:
+    tree = grow(tmp_path / "tree")
+    (tree / "pyproject.toml").write_text("[project]\n")
+    assert_one_sentence(run(tree, "course"))
+    assert "clone the repository again" in run(tree, "course").stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "PermissionError: [Errno 13] Permission denied: '/shared/pyproject.toml'",
+        "OSError: [Errno 30] Read-only file system: '/shared/.venv'",
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_one_sentence(words: str) -> None:
+    assert load().explain(words).startswith("This folder cannot be written: copy it to one of your own")
+
+
 def test_an_old_python_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     old = next(filter(None, (shutil.which(f"python3.{minor}") for minor in (9, 8, 7, 6))), None)
     works = old and subprocess.run([old, "-c", ""], capture_output=True).returncode == 0
@@ -157,6 +175,7 @@ def test_an_unknown_command_shows_the_three_that_there_are(tmp_path: Path, argum
     done = run(grow(tmp_path / "tree"), *arguments)
     assert done.returncode == code
     assert "course | tests | lab" in (done.stderr if code else done.stdout)
+    assert done.stderr.startswith("There is no command 'curse'; use course, tests or lab.\n") == ("curse" in arguments)
     assert not (tmp_path / "tree" / ".venv").exists()
 
 
