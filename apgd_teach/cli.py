@@ -139,8 +139,9 @@ def _setting(text: str) -> tuple[str, object]:
 
 def _run(options: argparse.Namespace) -> int:
     from apgd_teach.course import results_table, run_course
+    from apgd_teach.doctor import pages_folder
 
-    out: Path = options.out or _home() / "output" / options.profile
+    out: Path = options.out or pages_folder() / options.profile
     results = run_course(
         options.notebooks,
         out,
@@ -156,17 +157,6 @@ def _run(options: argparse.Namespace) -> int:
 
         webbrowser.open(index.as_uri())
     return 0 if all(result.ok for result in results) else 1
-
-
-def _home() -> Path:
-    """The clone that this package is run from; the current folder where it was installed without one."""
-    from apgd_teach.course.sources import notebooks_folder
-    from apgd_teach.errors import CourseError
-
-    try:
-        return notebooks_folder().parent
-    except CourseError:
-        return Path.cwd()
 
 
 def _near(path: Path) -> str:

@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +16,15 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from apgd_teach.cache import cache_folder
-from apgd_teach.data import FAMILIES, open_source
+from apgd_teach.data import FAMILIES, Family, open_source
+from apgd_teach.data.bundled import BUNDLE
+from apgd_teach.data.full import NotHere, default_folder, read_folder
 from apgd_teach.devices import describe_device, pick_device
-from apgd_teach.errors import ApgdTeachError
+from apgd_teach.errors import ApgdTeachError, CourseError
+from apgd_teach.files import named_folder, own_folder, shown
 from apgd_teach.tables import Table
 
-__all__ = ["Finding", "doctor_table", "examine"]
+__all__ = ["BROWSERS", "Finding", "doctor_table", "examine"]
 
 MEMORY_GB = 3.0
 """Memory, in GB (10⁹ bytes), that the largest notebook takes together with the program that runs it."""
@@ -30,7 +32,8 @@ MEMORY_GB = 3.0
 DISK_GB = 1.0
 """Disk, in GB, that the cache with the full data sets and the pages of both profiles take."""
 
-_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+"""What a browser that the browser tests can use is called, in the order in which it is looked for."""
 
 
 @dataclass(frozen=True)
@@ -57,16 +60,16 @@ def examine() -> list[Finding]:
 
     Lesson: 00.
     """
-    folder = cache_folder()
+    folder = own_folder()
     return [
         *_brief(package("apgd-teach")),
         _device(),
         memory(available_memory()),
         disk("disk for the cache", folder),
-        disk("disk for the pages", Path.cwd()),
+        pages(pages_folder()),
         cache(folder),
         _bundle(),
-        _full_tier(),
+        full_data(named_folder("APGD_TEACH_DATA") or default_folder()),
         _kernel(),
         _browser(),
     ]
@@ -154,15 +157,44 @@ def memory(gb: float) -> Finding:
 
 def disk(what: str, folder: Path) -> Finding:
     """Is there room where `folder` is, or would be made?"""
-    there = folder.absolute()
-    while not there.is_dir() and there != there.parent:
-        there = there.parent
-    if not there.is_dir():
+    there = _nearest(folder)
+    if not os.path.exists(there):
         return Finding(what, "no such drive", f"{DISK_GB:.1f} GB", False, f"name a folder that exists, not {there}")
     gb = shutil.disk_usage(there).free / 1e9
     ok = gb >= DISK_GB
-    remedy = "" if ok else f"make room on the disk of {_short(str(there))}"
+    remedy = "" if ok else f"make room on the disk of {shown(there)}"
     return Finding(what, f"{gb:.1f} GB free", f"{DISK_GB:.1f} GB", ok, remedy)
+
+
+def _nearest(folder: Path) -> Path:
+    """`folder`, or the nearest above it that exists."""
+    place = folder.absolute()
+    # Not Path.exists, which raises where it may not look.
+    while not os.path.exists(place) and place != place.parent:
+        place = place.parent
+    return place
+
+
+def pages(folder: Path) -> Finding:
+    """Can pages be written into `folder`, which may have to be made, and is there room for them?"""
+    what = "disk for the pages"
+    try:
+        with tempfile.TemporaryFile(dir=_nearest(folder)):
+            pass
+    except OSError as error:
+        remedy = "give yourself permission to write there, or name another folder: apgd-teach run --out FOLDER"
+        return Finding(what, f"{shown(folder)}: {error.strerror}", "a folder that can be written", False, remedy)
+    return disk(what, folder)
+
+
+def pages_folder() -> Path:
+    """Where `apgd-teach run` writes, wherever the doctor is asked: a notebook's kernel may run in another folder."""
+    from apgd_teach.course.sources import notebooks_folder
+
+    try:
+        return notebooks_folder().parent / "output"
+    except CourseError:
+        return Path.cwd() / "output"
 
 
 def cache(folder: Path) -> Finding:
@@ -176,8 +208,8 @@ def cache(folder: Path) -> Finding:
         megabytes = sum(path.stat().st_size for path in files) / 1e6
     except OSError as error:
         remedy = "let APGD_TEACH_CACHE name a folder in which you may write"
-        return Finding("cache", _short(f"{folder}: {error.strerror}"), needed, False, remedy)
-    return Finding("cache", _short(f"{folder}: {len(files)} files, {megabytes:.0f} MB"), needed, True)
+        return Finding("cache", f"{shown(folder)}: {error.strerror}", needed, False, remedy)
+    return Finding("cache", f"{shown(folder)}: {len(files)} files, {megabytes:.0f} MB", needed, True)
 
 
 def _bundle() -> Finding:
@@ -185,20 +217,22 @@ def _bundle() -> Finding:
     try:
         digest = open_source("bundled").sha256
     except ApgdTeachError as error:
-        return Finding("bundled data", "damaged", needed, False, _short(str(error)))
+        return Finding("bundled data", "damaged", needed, False, str(error).replace(str(BUNDLE), shown(BUNDLE)))
     return Finding("bundled data", f"whole, SHA-256 {digest[:12]}…", needed, True)
 
 
-def _full_tier() -> Finding:
-    from apgd_teach.data.full import default_folder, read_downloaded
-
+def full_data(root: Path, families: Mapping[str, Family] = FAMILIES) -> Finding:
+    """Are the full data sets in `root`, and is each file as its hash says?"""
+    what, needed = "full data", "nothing"
     try:
-        for family in FAMILIES.values():
-            read_downloaded(default_folder(), family)
-    except (ApgdTeachError, RuntimeError, OSError, ValueError):
-        # Each is how torchvision or NumPy says that a file is missing or not whole.
-        return Finding("full data", "not here", "nothing", None, "optional: apgd-teach data --fetch")
-    return Finding("full data", "here", "nothing", True)
+        for family in families.values():
+            read_folder(root, family, families)
+    except ApgdTeachError as error:
+        if isinstance(error, NotHere) or not root.is_dir():
+            return Finding(what, "not here", needed, None, "optional: apgd-teach data --fetch")
+        remedy = f"apgd-teach data --folder {shown(root)} says what is wrong, apgd-teach data --fetch mends a download"
+        return Finding(what, f"not whole in {shown(root)}", needed, None, remedy)
+    return Finding(what, "here", needed, True)
 
 
 def kernel(argv: list[str], interpreter: str) -> Finding:
@@ -213,7 +247,7 @@ def kernel(argv: list[str], interpreter: str) -> Finding:
     # Not resolved: an environment's Python is often a link to the one that it was made from.
     ok = bare or os.path.abspath(argv[0]) == os.path.abspath(interpreter)
     remedy = "" if ok else "python -m ipykernel install --sys-prefix, with the course's Python"
-    return Finding("kernel python3", "this Python" if ok else _short(argv[0]), "this Python", ok, remedy)
+    return Finding("kernel python3", "this Python" if ok else shown(Path(argv[0])), "this Python", ok, remedy)
 
 
 def _kernel() -> Finding:
@@ -226,12 +260,7 @@ def _kernel() -> Finding:
 
 
 def _browser() -> Finding:
-    found = next(filter(None, map(shutil.which, _BROWSERS)), None)
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
     if found is None:
         return Finding("Chromium", "none", "nothing", None, "optional: only the browser tests want it")
     return Finding("Chromium", Path(found).name, "nothing", True)
-
-
-def _short(text: str) -> str:
-    """`text` without the name of whoever's home it is: tables are pasted into public issues."""
-    return text.replace(str(Path.home()), "~")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +57,7 @@ class Evaluator:
         split: "test" for what is reported, "validation" for what chooses settings.
 
     Raises:
-        ApgdTeachError: there is no such split.
+        ApgdTeachError: there is no such split, or `images` is no number of images.
 
     Lesson: 00, 02.
     """
@@ -64,6 +65,10 @@ class Evaluator:
     def __init__(self, pool: Pool, *, images: int | None = None, split: str = "test") -> None:
         if split not in ("train", "validation", "test"):
             raise ApgdTeachError(f"there is no split '{split}'; use 'test', 'validation' or 'train'.")
+        if images is not None and (isinstance(images, bool) or not isinstance(images, Integral) or images < 1):
+            raise ApgdTeachError(
+                f"images={images!r} is no number of images; give a whole number from 1, or None for all."
+            )
         self.pool, self.split = pool, split
         self.encoder = pool.encoder()
         self._sets: dict[str, tuple[Tensor, Tensor]] = {}
@@ -305,17 +310,28 @@ def compare(
         split: "test" for what is reported, "validation" for what chooses settings.
 
     Raises:
-        ApgdTeachError: a label is "base" or "experts", or the pool has no task.
+        ApgdTeachError: a label is "base" or "experts", what stands under it is no network, `images` is no number of
+            images, there is no such split, or the pool has no task.
 
     Lesson: 00, 02.
     """
     if not pool.tasks:
         raise ApgdTeachError("this pool has no task to compare on; make it with at least one.")
-    for label in merged:
+    if not isinstance(merged, Mapping):
+        kind = type(merged).__name__
+        raise ApgdTeachError(f"networks are compared by label, as in {{'average': merge(…)}}; this is a {kind}.")
+    states: dict[str, StateDict] = {}
+    for label, one in merged.items():
         if label in ("base", "experts"):
             raise ApgdTeachError(f"'{label}' is in every comparison already; give the merge another label.")
+        state = one.state_dict if isinstance(one, Merged) else one
+        if not (isinstance(state, Mapping) and all(isinstance(tensor, Tensor) for tensor in state.values())):
+            kind = type(one).__name__
+            raise ApgdTeachError(
+                f"'{label}' is a {kind} and no state dict; give what `merge` returned, or tensors by name."
+            )
+        states[label] = state
     evaluator = Evaluator(pool, images=images, split=split)
-    states = {label: one.state_dict if isinstance(one, Merged) else one for label, one in merged.items()}
     many = " or ".join(f"{count:,}" for count in sorted({evaluator.images(task) for task in pool.tasks}))
     return Comparison(
         titles={name: task.title for name, task in pool.tasks.items()},

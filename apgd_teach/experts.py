@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from apgd_teach.cache import FORMAT, Cache, Damaged, Entry
-from apgd_teach.data import TASKS, Source, TaskData, Variant, open_source
+from apgd_teach.data import TASKS, Source, Task, TaskData, Variant, open_source
+from apgd_teach.data.tasks import as_task
 from apgd_teach.devices import pick_device
 from apgd_teach.errors import ApgdTeachError, CacheError
 from apgd_teach.merging import fingerprint
@@ -197,7 +198,7 @@ class _Trainer:
         self.cache = cache
         self.progress = wanted(progress)
         self.trained: list[str] = []
-        self.keeps = True
+        self.keeps, self.told = True, False
         self.template = make_encoder(network, seed)
 
     def base(self, how: Recipe, source: Source) -> Entry:
@@ -352,7 +353,10 @@ class _Trainer:
         return Entry(tensors, {**facts, "ingredients": job.ingredients})
 
     def _cannot_keep(self, error: CacheError) -> None:
-        """Also for those who asked for no bars: the next call has it all to do again."""
+        """Said once, also to those who asked for no bars: they have it to do again. A smaller file may still fit."""
+        if self.told:
+            return
+        self.told = True
         sentence = f"{error} Training goes on, and has to be done again in the next session."
         if self.progress:
             self._say(sentence)
@@ -365,8 +369,11 @@ class _Trainer:
         seconds = 0.0
         for job, damaged in missing:
             nearest = self.cache.nearest(job.ingredients)
-            spent, steps = (nearest.card.get("seconds"), nearest.card.get("steps")) if nearest else (None, None)
-            if isinstance(spent, int | float) and isinstance(steps, int) and steps > 0:
+            card = nearest.card if nearest else {}
+            spent, steps = card.get("seconds"), card.get("steps")
+            # What took minutes on one device takes seconds on another.
+            timed_here = card.get("device") == self.device.type
+            if timed_here and isinstance(spent, int | float) and isinstance(steps, int) and steps > 0:
                 seconds += float(spent) / steps * job.steps
             else:
                 seconds += job.steps * self._step_seconds(job)
@@ -382,7 +389,7 @@ class _Trainer:
         self._say(f"Making {_several([job for job, _ in missing])}, about {_duration(seconds)} ({why}).")
 
     def _step_seconds(self, job: _Job) -> float:
-        """Seconds of one training step, measured on a throwaway copy: there is nothing to go by in the cache."""
+        """Seconds of one training step, measured on a throwaway copy: the cache has nothing of this device to go by."""
         encoder = copy.deepcopy(self.template).to(self.device)
         images = torch.zeros(128, 1, 28, 28, device=self.device)
         best = math.inf
@@ -409,11 +416,13 @@ def _wait(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def _tasks(tasks: Iterable[str | Variant] | str | Variant | None) -> list[str | Variant]:
-    """The tasks asked for, each once; a single one is not taken for a list, nor its name for a list of letters."""
+def _tasks(tasks: Iterable[str | Variant] | str | Variant | None) -> list[Task]:
+    """The tasks asked for; a single one is not taken for a list, nor its name for a list of letters."""
     if tasks is None:
-        return list(TASKS)
-    return [tasks] if isinstance(tasks, str | Variant) else list(tasks)
+        return list(TASKS.values())
+    if isinstance(tasks, str) or not isinstance(tasks, Iterable):
+        return [as_task(tasks)]
+    return [as_task(task) for task in tasks]
 
 
 def _whole(seed: object) -> int:

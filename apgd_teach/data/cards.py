@@ -7,6 +7,8 @@ from pathlib import Path
 from apgd_teach.data.bundled import BUNDLE, read_manifest
 from apgd_teach.data.families import FAMILIES, Family
 from apgd_teach.data.idx import read_file
+from apgd_teach.data.tasks import unknown
+from apgd_teach.errors import DataError
 from apgd_teach.tables import Table
 
 __all__ = ["card", "cards_table"]
@@ -19,12 +21,13 @@ def card(family: str | Family) -> str:
     """The card of a family as Markdown.
 
     Raises:
-        DataError: the card is missing.
-        KeyError: no such family.
+        DataError: no such family, or its card is missing.
 
     Lesson: 01.
     """
-    if isinstance(family, str):
+    if not isinstance(family, Family):
+        if str(family) not in FAMILIES:
+            raise DataError(unknown("family", family, FAMILIES))
         family = FAMILIES[family]
     return read_file(_CARDS / f"{family.slug}.md", _REMEDY).decode()
 

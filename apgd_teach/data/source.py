@@ -26,7 +26,7 @@ from apgd_teach.data.full import (
     read_folder,
     valid_mirror,
 )
-from apgd_teach.data.tasks import TASKS, Task, Variant, unknown
+from apgd_teach.data.tasks import Task, Variant, as_task, unknown
 from apgd_teach.errors import DataError
 from apgd_teach.files import named_folder
 from apgd_teach.guard import refuse_data
@@ -202,13 +202,8 @@ class Source:
         Raises:
             DataError: an unknown name, or the files are missing or damaged.
         """
-        if isinstance(task, Variant):
-            task = Task(task)
-        if isinstance(task, str):
-            if task not in TASKS:
-                raise DataError(unknown("task", task, TASKS))
-            task = TASKS[task]
-        return TaskData(task, self.family(task.family), self.tier)
+        wanted = as_task(task)
+        return TaskData(wanted, self.family(wanted.family), self.tier)
 
 
 def open_source(

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torchvision.transforms import v2
 from apgd_teach.data.families import FAMILIES
 from apgd_teach.errors import DataError
 
-__all__ = ["TASKS", "VARIANTS", "Task", "Variant", "task_names", "tasks_of"]
+__all__ = ["TASKS", "VARIANTS", "Task", "Variant", "as_task", "task_names", "tasks_of"]
 
 # Images are transformed this many at a time, to bound the memory. The noise depends on it: changing it changes tasks.
 _BLOCK = 4096
@@ -27,13 +28,16 @@ class Variant:
 
     Args:
         family: a name in `FAMILIES`.
-        name: how the task's name ends: "rotated45" makes "digits-rotated45".
+        name: how the task's name ends: "rotated45" makes "digits-rotated45". It becomes part of files' names.
         transform: a torchvision transform (or any function) from (image, channel=1, row=28, column=28) float32 in
             [0, 1] to the same shape and range. It is given a block of images at once, so a transform of torchvision
             that draws its parameters once per call (a random rotation, say) turns a whole block alike; set `each`.
         seed: makes another draw of a random transform; None is the first one.
         title: how the variant is called in sentences, when that is not its name.
         each: give the transform one image at a time, (channel, row, column).
+
+    Raises:
+        DataError: the name cannot be part of a file's name on every system, or something is of the wrong type.
     """
 
     family: str
@@ -42,6 +46,22 @@ class Variant:
     seed: int | None = None
     title: str = ""
     each: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.family, str):
+            raise DataError(f"A variant's family is of type {_type(self.family)}; give its name, as in 'digits'.")
+        if not (isinstance(self.name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}", self.name)):
+            raise DataError(
+                f"A variant of '{self.family}' cannot be called {self.name!r}; make its name of at most 60 of the "
+                "letters a to z, digits, '.', '_' and '-', with a letter or digit in front."
+            )
+        if not callable(self.transform):
+            raise DataError(
+                f"The transform of variant '{self.name}' is of type {_type(self.transform)}; "
+                "give a transform of torchvision or a function."
+            )
+        if not (self.seed is None or isinstance(self.seed, Integral)):
+            raise DataError(f"The seed of variant '{self.name}' is {self.seed!r}; give a whole number, or None.")
 
 
 @dataclass(frozen=True)
@@ -121,6 +141,10 @@ class Task:
         return self.variant.transform(images)
 
 
+def _type(value: object) -> str:
+    return type(value).__name__
+
+
 def _described(images: Tensor) -> str:
     return f"{tuple(images.shape)} {str(images.dtype).removeprefix('torch.')}"
 
@@ -168,6 +192,23 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
 
 
 TASKS: dict[str, Task] = tasks_of(VARIANTS)
+
+
+def as_task(task: str | Task | Variant) -> Task:
+    """The task that is meant: by its name, or one that is not in the list by its `Variant`.
+
+    Raises:
+        DataError: an unknown name, or nothing that could be a task.
+    """
+    if isinstance(task, Variant):
+        return Task(task)
+    if isinstance(task, str):
+        if task not in TASKS:
+            raise DataError(unknown("task", task, TASKS))
+        return TASKS[task]
+    if not isinstance(task, Task):
+        raise DataError(f"A task cannot be of type {_type(task)}; give its name, as in 'digits-upright', or a Variant.")
+    return task
 
 
 def task_names() -> list[str]:

@@ -12,9 +12,10 @@ from apgd_teach.course.mathml import markdown_to_html, to_mathml
 from apgd_teach.course.publish import WIDGET_VIEW, claim, heading, to_html, write_index
 from apgd_teach.course.runner import RunResult, run_course
 from apgd_teach.course.sources import read_notebook, to_notebook
+from apgd_teach.doctor import BROWSERS
 from apgd_teach.errors import CourseError
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
 # Chromium asks its maker for news at every start unless it is told not to; none of it may be mistaken for the page's.
 QUIET = [
     "--no-sandbox",

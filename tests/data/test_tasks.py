@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from apgd_teach.data import FAMILIES, TASKS, VARIANTS, Source, Task, Variant, load_task, open_source, task_names
+from apgd_teach.data import FAMILIES, TASKS, VARIANTS, Source, Task, Variant, card, load_task, open_source, task_names
 from apgd_teach.data.tasks import tasks_of
 from apgd_teach.errors import DataAccessError, DataError
 from apgd_teach.guard import no_data
@@ -137,6 +137,34 @@ def test_two_variants_of_one_name_or_of_no_family_are_refused() -> None:
         load_task(Variant("digit", "upright", v2.Identity()))
 
 
+@pytest.mark.parametrize("name", ["upright2", "7", "Shift-left_3.5px", "x" * 60])
+def test_a_variant_may_be_called_whatever_can_be_part_of_a_files_name(name: str) -> None:
+    assert Task(Variant("digits", name, v2.Identity())).name == f"digits-{name}"
+
+
+@pytest.mark.parametrize(
+    "name", ["../../esc", "a/b", "a\\b", "", ".hidden", "-x", "x[1]", "noise: 0.3", "straße", "x\n", "x" * 300, 7, None]
+)
+def test_a_variant_whose_name_could_not_be_a_files_everywhere_is_refused(name: object) -> None:
+    with pytest.raises(DataError, match=r"^A variant of 'digits' cannot be called .+; make its name of at most 60 of "):
+        Variant("digits", name, v2.Identity())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"family": 3}, "A variant's family is of type int; give its name, as in 'digits'."),
+        ({"transform": 0.3}, "The transform of variant 'mine' is of type float; give a transform of torchvision or a"),
+        ({"seed": "one"}, "The seed of variant 'mine' is 'one'; give a whole number, or None."),
+        ({"seed": 0.5}, "The seed of variant 'mine' is 0.5; give a whole number, or None."),
+    ],
+)
+def test_a_variant_of_wrong_parts_is_refused(wrong: dict[str, object], sentence: str) -> None:
+    with pytest.raises(DataError) as caught:
+        Variant(**{"family": "digits", "name": "mine", "transform": v2.Identity(), **wrong})
+    assert str(caught.value).startswith(sentence)
+
+
 def test_a_transform_that_breaks_the_pictures_is_refused(source: Source) -> None:
     with pytest.raises(DataError, match=r"'digits-cut' turns \(2000, 1, 28, 28\) float32 into \(2000, 1, 20, 20\)"):
         assert source.task(Variant("digits", "cut", v2.CenterCrop(20))).test
@@ -151,6 +179,21 @@ def test_an_unknown_task_is_one_sentence_with_the_nearest_names() -> None:
         load_task("digits-rotate")
     with pytest.raises(DataError, match=r"^There is no task 'zzz'; there are digits-upright, .*\.$"):
         load_task("zzz")
+
+
+@pytest.mark.parametrize("nothing", [3, None, b"digits-upright", ["digits-upright"]])
+def test_what_is_no_task_at_all_is_one_sentence(nothing: object) -> None:
+    said = f"^A task cannot be of type {type(nothing).__name__}; give its name, as in 'digits-upright', or a Variant"
+    with pytest.raises(DataError, match=said):
+        load_task(nothing)
+
+
+@pytest.mark.parametrize("name", ["MNIST", "digit", 3, ["digits"]])
+def test_a_card_of_no_family_is_one_sentence(name: object) -> None:
+    with pytest.raises(
+        DataError, match=r"^There is no family '.+'; (did you mean 'digits'\?|there are digits, fashion)"
+    ):
+        card(name)
 
 
 def test_a_split_is_cut_from_the_front(source: Source) -> None:

@@ -289,6 +289,30 @@ def test_a_merge_cannot_be_called_what_stands_in_every_comparison(pool, average,
         compare(pool, {label: average}, images=1)
 
 
+@pytest.mark.parametrize("images", [0, -1, 2.5, "10", True])
+def test_what_is_no_number_of_images_is_one_sentence(pool, average, images: object) -> None:
+    with pytest.raises(ApgdTeachError, match=r"^images=.+ is no number of images; give a whole number from 1, or None"):
+        compare(pool, {"average": average}, images=images)
+
+
+def test_a_number_of_images_out_of_numpy_is_a_number(pool) -> None:
+    assert Evaluator(pool, images=np.int64(7)).images(TASKS[0]) == 7
+
+
+@pytest.mark.parametrize("network", [3, None, [1.0], {"layer1.weight": 3}])
+def test_what_is_no_network_is_one_sentence_with_its_label(pool, network: object) -> None:
+    said = f"^'odd' is a {type(network).__name__} and no state dict; give what `merge` returned, or tensors by name"
+    with pytest.raises(ApgdTeachError, match=said):
+        compare(pool, {"odd": network}, images=1)
+
+
+def test_a_network_without_a_label_is_one_sentence(pool, average) -> None:
+    with pytest.raises(ApgdTeachError, match=r"^networks are compared by label, as in .+; this is a Merged\.$"):
+        compare(pool, average, images=1)
+    with pytest.raises(ApgdTeachError, match=r"^'layer1\.weight' is a Tensor and no state dict; give what `merge` "):
+        compare(pool, average.state_dict, images=1)
+
+
 def test_a_label_that_was_not_compared_is_one_sentence(compared) -> None:
     for ask in (compared.average, compared.worst, compared.recovered, compared.gap, compared.against):
         with pytest.raises(

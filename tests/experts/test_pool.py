@@ -195,6 +195,16 @@ def test_the_time_said_beforehand_is_what_the_nearest_one_took(
     assert "Making 2 experts, about 80 s (" in capsys.readouterr().out
 
 
+def test_the_time_that_another_device_took_is_not_said_beforehand(
+    folder: Path, make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in folder.glob("expert-*.json"):
+        card = json.loads(file.read_text(encoding="utf-8"))
+        file.write_text(json.dumps({**card, "seconds": 6000.0, "device": "cuda"}), encoding="utf-8")
+    make(folder, progress=True, expert_steps=10)
+    assert re.search(r"Making 2 experts, about \d s \(since the nearest cached one", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize("how", ["progress", "environment"])
 def test_nothing_is_said_where_no_progress_is_wanted(
     make: Make, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -344,7 +354,9 @@ def test_a_disk_that_fills_up_while_training_loses_no_work(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert marks(pool) == marks(filled[1])
-    assert re.search(r"base-mlp-\w+\.safetensors cannot be kept in the cache", capsys.readouterr().out)
+    said = capsys.readouterr().out
+    assert re.search(r"base-mlp-\w+\.safetensors cannot be kept in the cache", said)
+    assert said.count("cannot be kept") == 1
     assert {name.split("-")[0] for name in names(tmp_path)} == {"head"}
     assert make(tmp_path).trained == BASE + EXPERTS
 
@@ -577,8 +589,9 @@ def test_tasks_are_taken_once_in_the_order_in_which_they_are_named(folder: Path,
 
 
 def test_one_task_may_be_named_without_a_list_and_none_at_all_is_a_base(folder: Path, make: Make) -> None:
-    single = make(folder, tasks=TASK)
-    assert (single.trained, list(single.experts)) == ((), [TASK])
+    for alone in (TASK, TASKS[TASK], TASKS[TASK].variant):
+        single = make(folder, tasks=alone)
+        assert (single.trained, list(single.experts)) == ((), [TASK])
     bare = make(folder, tasks=[])
     assert (bare.trained, bare.experts, list(bare.cards)) == ((), {}, ["base"])
 
@@ -600,6 +613,8 @@ def test_all_eight_tasks_are_taken_unasked(folder: Path, make: Make) -> None:
         ({"optimizer": "adam"}, ApgdTeachError, "there is no optimizer 'adam' here; use 'sgd' or 'adamw'."),
         ({"device": "gpu"}, ApgdTeachError, "'gpu' is not a device; use 'auto', 'cpu', 'cuda' or 'mps'."),
         ({"tasks": ["digits-uprigt"]}, DataError, "There is no task 'digits-uprigt'; did you mean 'digits-upright'"),
+        ({"tasks": 3}, DataError, "A task cannot be of type int; give its name, as in 'digits-upright', or a Variant."),
+        ({"tasks": [TASK, 3]}, DataError, "A task cannot be of type int; give its name"),
         ({"seed": -1}, ApgdTeachError, "the seed -1 is not a whole number from 0 to 2⁶³ - 1."),
         ({"seed": 1.5}, ApgdTeachError, "the seed 1.5 is not a whole number"),
         ({"seed": "one"}, ApgdTeachError, "the seed 'one' is not a whole number"),
