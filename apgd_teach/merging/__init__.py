@@ -15,7 +15,7 @@ from apgd_teach.merging.published import ApgdPublished
 from apgd_teach.merging.registry import METHODS
 from apgd_teach.merging.statedict import StateDict, fingerprint, task_vectors
 from apgd_teach.merging.stream import merge_files, preflight_files
-from apgd_teach.merging.subspace import principal_angles, projector, shared_basis
+from apgd_teach.merging.subspace import principal_angles, projector, shared_basis, soft_projector
 from apgd_teach.merging.surrogate import residual, surrogate, taylor_gap, taylor_gap_with_gradient, weights
 from apgd_teach.merging.task_arithmetic import TaskArithmetic
 from apgd_teach.merging.task_aware import TaskAware
@@ -57,6 +57,7 @@ __all__ = [
     "projector",
     "residual",
     "shared_basis",
+    "soft_projector",
     "surrogate",
     "task_vectors",
     "taylor_gap",

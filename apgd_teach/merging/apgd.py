@@ -20,13 +20,15 @@ from apgd_teach.merging.published import leak
 from apgd_teach.merging.rank import RULES, LayerFacts, automatic_rank
 from apgd_teach.merging.settings import number, whole
 from apgd_teach.merging.statedict import norm
-from apgd_teach.merging.subspace import BASES, overflows, shared_basis
+from apgd_teach.merging.subspace import BASES, overflows, shared_basis, soft_projector
 from apgd_teach.merging.surrogate import check_granularity, share_left
 from apgd_teach.merging.threshold import mask
 
-__all__ = ["SOLVERS", "Apgd", "Solution"]
+__all__ = ["SOFT", "SOLVERS", "Apgd", "Solution"]
 
 SOLVERS = ("exact", "descent")
+SOFT = ("auto", "soft")
+"""Words for `protect` that mean: every direction as far as it is shared (`subspace.soft_projector`)."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,11 @@ class Solution:
         update: M, shape (out, in).
         start: S = Σ λᵢτᵢ, shape (out, in).
         coefficients: λ, shape (task,).
-        basis: U of the protected subspace, shape (out, k).
-        path: of descent; empty for the exact solution.
+        basis: U of the protected subspace, shape (out, k); k = 0 where the protection is soft.
+        path: of descent; empty for the exact solution. Where the protection is soft, of the descent before it.
         left: what of the quadratic is left at S and at M, as shares of its value at the base (M = 0); and how long the
-            projected gradient is at M, as a share of its length at S.
+            projected gradient is at M (where the protection is soft: before it), as a share of its length at S.
+        soft: W of soft protection, shape (out, out); None where it is hard.
 
     Lesson: 06.
     """
@@ -51,12 +54,23 @@ class Solution:
     basis: Tensor
     path: Path = ()
     left: tuple[float, float, float] = (math.nan, math.nan, math.nan)
+    soft: Tensor | None = None
 
     @property
     def delta(self) -> Tensor:
         """Δ, from M = Σ λᵢ(τᵢ + Δ), shape (out, in)."""
         together = self.coefficients.sum()
         return (self.update - self.start) / together if together > 0 else torch.zeros_like(self.update)
+
+    @property
+    def protected(self) -> float:
+        """How many directions are protected, as a share of r = min(out, in); of soft protection, in effect: tr W."""
+        count = self.basis.shape[1] if self.soft is None else float(self.soft.diagonal().sum())
+        return count / min(self.update.shape)
+
+    def leak(self, update: Tensor) -> float:
+        """‖P(M − S)‖ / ‖PS‖ of an M (out, in), with W in place of P where the protection is soft."""
+        return leak(self.basis if self.soft is None else self.soft, update, self.start)
 
 
 @dataclass(frozen=True)
@@ -70,7 +84,9 @@ class Apgd:
     Attributes:
         granularity: "layer", "row" (the paper's) or "full": how much of the residual is to vanish.
         solver: "exact", or "descent": `steps` steps of projected gradient descent.
-        protect: share of r = min(out, in) that is protected, 0 to 1, or "auto", or another rule of `rank.RULES`.
+        protect: share of r = min(out, in) that is protected, 0 to 1; or "auto", each direction as far as it is shared
+            (`subspace.soft_projector`); or a rule of `rank.RULES` for the number of directions.
+        softness: κ, for "auto": the share of all energy at which a direction is half protected.
         power: p, for "full": weight sᵖ of a task's singular directions in its residual.
         directions: for "full": share of r of each task's directions that count; 1 counts all.
         filter, strength: for "full" and "exact": "time" and a time (3 when None), or "cutoff" and a share (0.001 when
@@ -90,7 +106,8 @@ class Apgd:
     choice is granularity "row", protect 1/6, trim 0.3, flatten 0. Tables, and what else was tried, with the settings in
     which these defaults lose: `benchmarks/settings.md`.
 
-    Facts for the audit: "coefficients"; "protected", share of r; "leak", ‖P(M − S)‖/‖PS‖ of the solved M;
+    Facts for the audit: "coefficients"; "protected", share of r, of soft protection the share that it amounts to;
+    "leak", ‖P(M − S)‖/‖PS‖ of the solved M, which soft protection (W in place of P) makes small and not zero;
     "leak_merged", of the merged one; "kept", share of each task's entries (when trimmed); "objective_before" and
     "objective_solved", the quadratic that was minimised at S and at the solved M, as shares of its value at the base
     (M = 0); "gradient_left", the projected gradient's length at the solved M as a share of that at S: how far the
@@ -107,6 +124,7 @@ class Apgd:
     granularity: str = "full"
     solver: str = "exact"
     protect: float | str = 0.0
+    softness: float = 0.125
     power: float = 1.5
     directions: float = 1.0
     filter: str = "time"
@@ -124,13 +142,14 @@ class Apgd:
             if getattr(self, name) not in known:
                 raise MergeError(f"method 'apgd' has {name} = {getattr(self, name)!r}; use one of: {', '.join(known)}.")
         if isinstance(self.protect, str):
-            if self.protect not in RULES:
+            if self.protect not in (*SOFT, *RULES):
                 raise MergeError(
                     f"method 'apgd' has protect = {self.protect!r}; give a number from 0 to 1 or one of: "
-                    f"{', '.join(RULES)}."
+                    f"{', '.join((*SOFT, *RULES))}."
                 )
         else:
             number(self.name, "protect", self.protect, 0, 1)
+        number(self.name, "softness", self.softness, 1e-3, 1e3)
         number(self.name, "power", self.power, 0, 8)
         number(self.name, "directions", self.directions, 0, 1, above=True)
         if self.filter == "cutoff":
@@ -181,6 +200,7 @@ class Apgd:
         top = None if self.directions == 1 else max(1, round(self.directions * min(out, columns)))
         quadratic = objective(task_vectors, self.granularity, power=self.power, top=top)
         basis = shared_basis(task_vectors, self._rank(task_vectors, layer), basis=self.basis)
+        soft = soft_projector(task_vectors, self.softness) if self._softly else None
         path: Path = ()
         if self.solver == "descent":
             update, path = descend(quadratic, start, basis, self.steps)
@@ -188,7 +208,12 @@ class Apgd:
             update = full_solution(quadratic, start, basis, self.filter, self._strength)
         else:
             update, _ = conjugate_gradients(quadratic, start, basis)
-        return Solution(update, start, coefficients, basis, path, _left(quadratic, basis, start, update))
+        held = update if soft is None else update - soft @ (update - start)
+        return Solution(held, start, coefficients, basis, path, _left(quadratic, basis, start, update, held), soft)
+
+    @property
+    def _softly(self) -> bool:
+        return self.protect in SOFT
 
     @property
     def _strength(self) -> float:
@@ -196,6 +221,8 @@ class Apgd:
 
     def _rank(self, task_vectors: Tensor, layer: Layer) -> int:
         size = min(task_vectors.shape[1:])
+        if self._softly:
+            return 0
         if not isinstance(self.protect, str):
             return round(self.protect * size)
 
@@ -212,9 +239,9 @@ class Apgd:
     def _facts(self, task_vectors: Tensor, solved: Solution, update: Tensor) -> dict[str, Fact]:
         return {
             "coefficients": tuple(solved.coefficients.tolist()),
-            "protected": solved.basis.shape[1] / min(update.shape),
-            "leak": leak(solved.basis, solved.update, solved.start),
-            "leak_merged": leak(solved.basis, update, solved.start),
+            "protected": solved.protected,
+            "leak": solved.leak(solved.update),
+            "leak_merged": solved.leak(update),
             "objective_before": solved.left[0],
             "objective_solved": solved.left[1],
             "gradient_left": solved.left[2],
@@ -223,9 +250,12 @@ class Apgd:
         }
 
 
-def _left(quadratic: Objective, basis: Tensor, start: Tensor, update: Tensor) -> tuple[float, float, float]:
+def _left(
+    quadratic: Objective, basis: Tensor, start: Tensor, reached: Tensor, update: Tensor
+) -> tuple[float, float, float]:
+    """`Solution.left`, of what the solver reached and of the update that soft protection made of it."""
     nothing, before, after = (float(quadratic.value(one)) for one in (torch.zeros_like(start), start, update))
-    slopes = [norm(off(basis, quadratic.gradient(one))) for one in (start, update)]
+    slopes = [norm(off(basis, quadratic.gradient(one))) for one in (start, reached)]
     if not nothing > 0:
         return 0.0, 0.0, 0.0
     return before / nothing, after / nothing, slopes[1] / slopes[0] if slopes[0] else 0.0

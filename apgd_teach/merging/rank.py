@@ -1,4 +1,4 @@
-"""How much to protect, read off the weights alone: the rules that were tried, and the one that "auto" stands for."""
+"""How many directions to protect, read off the weights alone: the rules that were tried."""
 
 from __future__ import annotations
 
@@ -113,7 +113,6 @@ def left_out(layer: LayerFacts) -> float:
 
 
 RULES: dict[str, Callable[[LayerFacts], float]] = {
-    "auto": energy,
     "step": step,
     "energy": energy,
     "participation": participation,
@@ -121,10 +120,10 @@ RULES: dict[str, Callable[[LayerFacts], float]] = {
     "agreement": agreement,
     "left_out": left_out,
 }
-"""Rules by name, each a number of directions. "auto" is `energy`: on the design pools the nearest to the best constant
-rank of each setting, and it looks at nothing but the task vectors. How near, there and on pools that were not looked
-at, and where it fails: `benchmarks/settings.md`. What solves the layer and scores it (`agreement`, `left_out`) mostly
-protects nothing: such scores rise with the rank."""
+"""Rules by name, each a number of directions. How near each comes to the best constant rank of a setting, on the pools
+that they were designed on and on others: `benchmarks/settings.md`. What solves the layer and scores it (`agreement`,
+`left_out`) mostly protects nothing: such scores rise with the rank. `Apgd(protect="auto")` does without a number:
+`subspace.soft_projector`."""
 
 
 def automatic_rank(rule: str, layer: LayerFacts) -> int:

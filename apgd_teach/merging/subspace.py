@@ -9,7 +9,16 @@ from torch import Tensor
 
 from apgd_teach.errors import MergeError
 
-__all__ = ["BASES", "left_vectors", "overflows", "principal_angles", "projector", "right_vectors", "shared_basis"]
+__all__ = [
+    "BASES",
+    "left_vectors",
+    "overflows",
+    "principal_angles",
+    "projector",
+    "right_vectors",
+    "shared_basis",
+    "soft_projector",
+]
 
 BASES = ("published", "weighted")
 """How the tasks' left singular vectors are put together: as they are, or each as long as its singular value."""
@@ -105,6 +114,41 @@ def shared_basis(task_vectors: Tensor, keep: int, *, per_task: int | None = None
 def projector(basis: Tensor) -> Tensor:
     """P = UUᵀ, shape (out, out), of an orthonormal basis U (out, k)."""
     return basis @ basis.mT
+
+
+def soft_projector(task_vectors: Tensor, softness: float) -> Tensor:
+    """W = E (E + κ·tr E·I)⁻¹ with E = Σ τⱼτⱼᵀ/‖τⱼ‖²: how far each output direction is shared, between 0 and 1.
+
+    A projector knows only in and out, and wants to be told how many directions are in. This one asks each direction
+    for the share e/tr E of all energy that it holds: it has the eigenvalue e / (e + κ·tr E), a half where that share is
+    κ. A direction that a single task uses a little is next to free, one in which all tasks write is next to fixed, and
+    a small change of τ changes it a little. Its trace is the number of directions that it protects in effect.
+
+    M − S = (I − W)(M₀ − S), for a solution M₀ with nothing protected, is what minimises
+    ‖M − M₀‖² + Σⱼ ‖τⱼᵀ(M − S)‖²/‖τⱼ‖² / (κ·tr E): the constraint P(M − S) = 0 as a price instead of a wall.
+
+    Args:
+        task_vectors: τ, shape (task, out, in). Tasks that did not move have no say.
+        softness: κ, above 0.
+
+    Returns:
+        W, shape (out, out), symmetric; zeros where no task moved.
+
+    Source: this project; measured in `benchmarks/settings.md`. Lesson: 05.
+    """
+    energy = task_vectors.new_zeros(2 * (task_vectors.shape[1],))
+    moved = 0
+    # One task at a time: all of them scaled would double the memory that they take.
+    for tau in task_vectors:
+        size = torch.linalg.vector_norm(tau)
+        if size > 0:
+            energy.addmm_(tau / size, (tau / size).mT)
+            moved += 1
+    if not moved:
+        return energy
+    # tr E = the number of tasks that moved. No eigenvalue of what is inverted is below 1 or above 1 + 1/κ.
+    free = torch.linalg.inv((energy / (softness * moved)).add_(torch.eye(len(energy)).to(energy)))
+    return torch.eye(len(free)).to(free) - (free + free.mT) / 2
 
 
 def overflows(task_vectors: Tensor) -> bool:

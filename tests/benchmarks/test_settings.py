@@ -92,7 +92,7 @@ def test_candidates_that_are_called_differently_are_different(study: ModuleType)
 
 
 def test_every_rule_for_the_rank_is_in_the_study(study: ModuleType) -> None:
-    assert set(study.RULES) == set(RULES) - {"auto"}
+    assert set(study.RULES) == set(RULES)
     assert all(study.RANKS[f"protect {rule}"][1]["protect"] == rule for rule in study.RULES)
     assert all(study.RANKS[f"protect {name}"][1]["protect"] == share for name, share in study.CONSTANTS.items())
 
