@@ -1,7 +1,7 @@
-"""Which settings of `apgd`, and which rule for the protected rank, the runs support: measured, one cell at a time.
+"""Which settings of `apgd`, and which kind of protection, the runs support: measured, one cell at a time.
 
-    python benchmarks/settings.py run design settings     # or: run held-out ranks; stop and go on as you like
-    python benchmarks/settings.py report                  # writes settings.md from settings.json
+    python benchmarks/settings.py run design settings     # or: run held-out protection; stop and go on as you like
+    python benchmarks/settings.py report                  # writes settings.md and protection.md from their .json
 
 Settings are compared on validation images of the design pools. What was chosen there is reported on test images of the
 held-out pools: other seeds, another network, other tasks.
@@ -77,7 +77,22 @@ RANKS: Candidates = {
     f"protect {label}": ("apgd", {**FULL, "power": 1.0, "flatten": 0.0, "protect": value})
     for label, value in {**CONSTANTS, **{rule: rule for rule in RULES}}.items()
 }
-STUDIES = {"settings": SETTINGS, "ranks": RANKS}
+HALF = {**FULL, "power": 1.5, "flatten": 0.5}
+SOFT = {f"soft 1/{part}": {"protect": "soft", "softness": 1 / part} for part in (16, 8, 4)}
+PROTECTION: Candidates = {
+    **{f"half flat, protect {label}": ("apgd", {**HALF, "protect": value}) for label, value in CONSTANTS.items()},
+    **{f"half flat, protect {rule}": ("apgd", {**HALF, "protect": rule}) for rule in ("energy", "step")},
+    **{f"half flat, protect {name}": ("apgd", {**HALF, **given}) for name, given in SOFT.items()},
+    "average": PEERS["average"],
+    "Iso-C 1.5": PEERS["Iso-C 1.5"],
+    "TSV-M": PEERS["TSV-M"],
+    "apgd": ("apgd", {}),
+}
+"""Protection where the spectrum is drawn half-way to its mean: the setting in which it has something to do and cannot
+do harm. "soft 1/8" is what `protect="auto"` means."""
+STUDIES = {"settings": SETTINGS, "ranks": RANKS, "protection": PROTECTION}
+CHOOSING = {"ranks": ("protect ", RULES), "protection": ("half flat, protect ", (*SOFT, "energy", "step"))}
+"""Studies of protection: how its candidates' names begin, and those of them that choose by themselves."""
 
 
 def remember_decompositions(limit: int = 24) -> None:
@@ -102,15 +117,26 @@ def key_of(setting: Setting) -> str:
     return f"{setting.group}, seed {setting.seed}"
 
 
-def load() -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+def file_of(study: str) -> Path:
+    """Where a study's cells are: of one file, all are of the same networks, to the last digit."""
+    return RESULTS.with_name("protection.json") if study == "protection" else RESULTS
 
 
-def store(part: str, key: str, cells: dict[str, dict[str, float]]) -> None:
+def load(study: str = "settings") -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    file = file_of(study)
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def store(part: str, key: str, cells: dict[str, dict[str, float]], study: str = "settings") -> None:
     """Read, add, write: two processes may work on different pools."""
-    results = load()
-    results.setdefault(part, {}).setdefault(key, {}).update(cells)
-    write_atomically(RESULTS, (json.dumps(results, indent=1, sort_keys=True) + "\n").encode())
+    results = load(study)
+    there = results.setdefault(part, {}).setdefault(key, {})
+    for end in ("base", "experts"):
+        # Another PyTorch, or another number of threads, trains networks that differ in the last digits.
+        if there.get(end, cells.get(end)) != cells.get(end, there.get(end)):
+            raise SystemExit(f"{key}: these are not the networks that {file_of(study).name} was measured on.")
+    there.update(cells)
+    write_atomically(file_of(study), (json.dumps(results, indent=1, sort_keys=True) + "\n").encode())
 
 
 def run(part: str, study: str, networks: list[str] | None, cache: Cache) -> None:
@@ -119,7 +145,7 @@ def run(part: str, study: str, networks: list[str] | None, cache: Cache) -> None
     split, images = IMAGES[part]
     for setting in settings_of(part, networks):
         key = key_of(setting)
-        done = load().get(part, {}).get(key, {})
+        done = load(study).get(part, {}).get(key, {})
         missing = {name: what for name, what in STUDIES[study].items() if name not in done}
         if not missing and "experts" in done:
             continue
@@ -134,7 +160,7 @@ def run(part: str, study: str, networks: list[str] | None, cache: Cache) -> None
         for name, (method, given) in missing.items():
             made: Method = METHODS[method](**given)
             cells[name] = score(evaluator.scores(merge(pool.base, pool.experts, made).state_dict))
-        store(part, key, cells)
+        store(part, key, cells, study)
         print(key, flush=True)
 
 
@@ -211,17 +237,24 @@ def paired(results: dict, part: str) -> str:
     ).to_markdown()
 
 
-def target(results: dict, part: str) -> str:
-    """Each rule against the best constant rank of each setting, and against the best single constant."""
-    groups = groups_of(results, part, list(RANKS))
-    values = {
-        name: {g: statistics.fmean(recovered(c, f"protect {name}") for c in whole) for g, whole in groups.items()}
-        for name in (*CONSTANTS, *RULES)
+def shares_of(results: dict, part: str, study: str) -> dict[str, dict[str, float]]:
+    """Mean recovered gap over seeds by constant or rule, and by setting."""
+    begin, rules = CHOOSING[study]
+    groups = groups_of(results, part, list(STUDIES[study]))
+    return {
+        name: {g: statistics.fmean(recovered(c, begin + name) for c in whole) for g, whole in groups.items()}
+        for name in (*CONSTANTS, *rules)
     }
+
+
+def target(results: dict, part: str, study: str) -> str:
+    """Each rule against the best constant rank of each setting, and against the best single constant."""
+    values = shares_of(results, part, study)
+    groups, rules = list(values["0"]), CHOOSING[study][1]
     means = {name: statistics.fmean(max(-1.0, v) for v in found.values()) for name, found in values.items()}
     single = max(CONSTANTS, key=lambda name: means[name])
     rows = []
-    for rule in (single, *RULES):
+    for rule in (single, *rules):
         short = {g: max(values[c][g] for c in CONSTANTS) - values[rule][g] for g in groups}
         within = sum(one <= 0.1 for one in short.values())
         worst = max(short, key=lambda g: short[g])
@@ -234,16 +267,75 @@ def target(results: dict, part: str) -> str:
     ).to_markdown()
 
 
+def by_suite(results: dict, part: str, study: str) -> str:
+    """The target suite by suite: in each of the four settings near the best constant, and on their mean above all."""
+    values = shares_of(results, part, study)
+    suites: dict[str, list[str]] = {}
+    for group in values["0"]:
+        suites.setdefault(group.rsplit(" ", 2)[0], []).append(group)
+    suites = {suite: groups for suite, groups in suites.items() if len(groups) == 4}
+
+    def mean(name: str, groups: list[str]) -> float:
+        return statistics.fmean(max(-1.0, values[name][group]) for group in groups)
+
+    single = {suite: max(CONSTANTS, key=lambda name: mean(name, suites[suite])) for suite in suites}
+    rows = [("best single constant", *(f"{mean(single[s], suites[s]):.3f} ({single[s]})" for s in suites))]
+    for rule in CHOOSING[study][1]:
+        cells = []
+        for groups in suites.values():
+            near = sum(max(values[c][g] for c in CONSTANTS) - values[rule][g] <= 0.1 for g in groups)
+            cells.append(f"{mean(rule, groups):.3f}, {near} of 4")
+        rows.append((rule, *cells))
+    return Table(
+        ("rule", *suites),
+        rows,
+        caption=f"{part}, suite by suite: mean recovered gap of its four settings (floor −1), and in how many of them "
+        "the rule is within 0.1 of the best constant there",
+    ).to_markdown()
+
+
+def ahead(results: dict, part: str, study: str) -> str:
+    """Each rule against the constants, pool by pool: the same experts, the same images."""
+    begin, rules = CHOOSING[study]
+    pools = [cells for whole in groups_of(results, part, list(STUDIES[study])).values() for cells in whole]
+
+    def pooled(name: str) -> list[float]:
+        return [max(-1.0, recovered(cells, begin + name)) for cells in pools]
+
+    def cell(rule: str, constant: str) -> str:
+        mean, spread = mean_and_spread([a - b for a, b in zip(pooled(rule), pooled(constant), strict=True)])
+        return f"{mean:+.3f} ± {spread:.3f}"
+
+    return Table(
+        ("rule minus constant", *CONSTANTS),
+        [(rule, *(cell(rule, constant) for constant in CONSTANTS)) for rule in rules],
+        caption=f"{part}: recovered gap of a rule less that of a constant, paired, over {len(pools)} pools, 95 % "
+        "interval (floor −1)",
+    ).to_markdown()
+
+
 def report() -> None:
-    """settings.md from settings.json."""
-    results = load()
-    parts = ["# Settings of `apgd`, measured\n", "Generated by `python benchmarks/settings.py report`; do not edit.\n"]
+    """settings.md and protection.md from their results."""
+    made = "Generated by `python benchmarks/settings.py report`; do not edit.\n"
+    pages = {
+        "settings.md": ["# Settings of `apgd`, measured\n", made],
+        "protection.md": ["# Protection where the spectrum is half flat, measured\n", made],
+    }
     for part in PARTS:
         for study in STUDIES:
-            if groups_of(results, part, list(STUDIES[study])):
-                parts += [f"## {part}: {study}\n", table(results, part, study), ""]
-                parts += [target(results, part) if study == "ranks" else paired(results, part), ""]
-    write_atomically(HERE / "settings.md", "\n".join(parts).encode())
+            results, page = load(study), pages["protection.md" if study == "protection" else "settings.md"]
+            if not groups_of(results, part, list(STUDIES[study])):
+                continue
+            page += [f"## {part}: {study}\n", table(results, part, study), ""]
+            if study == "settings":
+                page += [paired(results, part), ""]
+            else:
+                page += [target(results, part, study), ""]
+            if study == "protection":
+                page += [by_suite(results, part, study), "", ahead(results, part, study), ""]
+    for name, page in pages.items():
+        if len(page) > 2:
+            write_atomically(HERE / name, "\n".join(page).encode())
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import math
@@ -20,8 +21,8 @@ from apgd_teach.merging import METHODS, Apgd
 from apgd_teach.merging.rank import RULES
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-RESULTS, REPORT = FOLDER / "settings.json", FOLDER / "settings.md"
-committed = pytest.mark.skipif(not (RESULTS.exists() and REPORT.exists()), reason="no results are committed")
+NAMES = ("settings", "protection")
+committed = pytest.mark.parametrize("name", NAMES)
 
 
 @pytest.fixture
@@ -212,7 +213,7 @@ def test_the_target_holds_a_rule_against_the_best_constant_of_each_setting(study
             return noise + (0.85 if place == 0 else 0.3 if place == len(groups) - 1 else 0.55)
         return noise + (0.95 if what == other else -50.0)
 
-    table = rows_of(study.target(filled(study, "design", study.RANKS, share), "design"))[1:]
+    table = rows_of(study.target(filled(study, "design", study.RANKS, share), "design", "ranks"))[1:]
     found = {row[0]: row[1:] for row in table}
     n = len(groups)
     assert list(found) == [f"best single constant, {constants[1]}", *study.RULES]
@@ -221,6 +222,49 @@ def test_the_target_holds_a_rule_against_the_best_constant_of_each_setting(study
     assert found[other][:2] == ["0.950", f"{n} of {n}"]
     assert found[other][2].startswith("-0.05")
     assert all(found[name][:2] == ["-1.000", f"0 of {n}"] for name in rest)
+
+
+def test_the_target_is_looked_at_suite_by_suite(study: ModuleType) -> None:
+    begin, rules = study.CHOOSING["protection"]
+    suites = list(dict.fromkeys(one.group.rsplit(" ", 2)[0] for one in study.settings_of("held-out")))
+    constants, rule = list(study.CONSTANTS), rules[0]
+
+    def share(name: str, group: str, seed: int) -> float:
+        what, first = name.removeprefix(begin), group.startswith(suites[0])
+        if what in constants:
+            return -3.0 if what != constants[2] else 0.4 if first else 0.2
+        return 0.45 if what == rule and first else 0.35 if group.endswith("sgd mild") else 0.05
+
+    heads, single, one, *others = rows_of(
+        study.by_suite(filled(study, "held-out", study.PROTECTION, share), "held-out", "protection")
+    )
+    assert heads == ["rule", *suites]
+    assert single[1:] == [f"0.400 ({constants[2]})"] + [f"0.200 ({constants[2]})"] * (len(suites) - 1)
+    assert one[:2] == [rule, "0.450, 4 of 4"]
+    assert one[2] == f"{(0.35 + 3 * 0.05) / 4:.3f}, 1 of 4"
+    assert [row[0] for row in others] == list(rules[1:])
+    assert {cell for row in others for cell in row[2:]} == {one[2]}
+
+
+def test_rules_are_held_against_constants_on_the_same_pools(study: ModuleType) -> None:
+    begin, rules = study.CHOOSING["protection"]
+
+    def share(name: str, group: str, seed: int) -> float:
+        return 0.2 * seed + {begin + rules[0]: 0.3, begin + "0": 0.1}.get(name, 0.0)
+
+    text = study.ahead(filled(study, "design", study.PROTECTION, share), "design", "protection")
+    heads, one, *others = rows_of(text)
+    assert heads == ["rule minus constant", *study.CONSTANTS]
+    assert one == [rules[0], "+0.200 ± 0.000", *["+0.300 ± 0.000"] * (len(study.CONSTANTS) - 1)]
+    assert [row[1] for row in others] == ["-0.100 ± 0.000"] * (len(rules) - 1)
+    assert f"over {len(list(study.settings_of('design')))} pools" in text
+
+
+def test_what_is_called_auto_is_one_of_the_candidates(study: ModuleType) -> None:
+    made = {name: METHODS[method](**given) for name, (method, given) in study.PROTECTION.items()}
+    assert made["apgd"] == Apgd()
+    auto = dataclasses.replace(made["half flat, protect soft 1/8"], protect="auto")
+    assert auto == Apgd(protect="auto", flatten=0.5, strength=3.0)
 
 
 def test_the_default_is_compared_with_its_peers_on_the_same_pools(study: ModuleType) -> None:
@@ -251,12 +295,22 @@ def test_results_go_where_the_environment_says_and_add_up(study: ModuleType, tmp
     assert found["held-out"]["two"]["a"]["mean"] == 2.0
 
 
-@pytest.mark.parametrize("name", ["settings", "ranks"])
+def test_cells_of_other_networks_are_not_put_beside_these(study: ModuleType, tmp_path: Path) -> None:
+    study.store("design", "one", cells_of({"a": 0.5}), "protection")
+    before = (tmp_path / "protection.json").read_text()
+    with pytest.raises(SystemExit, match=r"these are not the networks that protection\.json was measured on"):
+        study.store("design", "one", cells_of({"b": 0.5}, base=50.1), "protection")
+    assert (tmp_path / "protection.json").read_text() == before
+    study.store("design", "one", cells_of({"b": 0.5}, base=50.1))
+    assert set(study.load()["design"]["one"]) == {"base", "experts", "b"}
+
+
+@pytest.mark.parametrize("name", ["settings", "ranks", "protection"])
 def test_what_is_there_is_not_computed_again(study: ModuleType, name: str, tmp_path: Path) -> None:
     results = filled(study, "design", study.STUDIES[name], lambda *one: 0.5)
-    study.RESULTS.write_text(json.dumps(results))
+    study.file_of(name).write_text(json.dumps(results))
     study.run("design", name, None, Cache(tmp_path / "networks"))
-    assert json.loads(study.RESULTS.read_text()) == results
+    assert json.loads(study.file_of(name).read_text()) == results
     assert not list(tmp_path.glob("networks/*"))
 
 
@@ -276,33 +330,33 @@ def test_what_is_remembered_of_a_decomposition_is_what_would_be_computed(study: 
 
 
 @committed
-def test_the_report_is_what_the_results_make(study: ModuleType, tmp_path: Path) -> None:
-    study.RESULTS.write_bytes(RESULTS.read_bytes())
+def test_the_report_is_what_the_results_make(study: ModuleType, tmp_path: Path, name: str) -> None:
+    study.file_of(name).write_bytes((FOLDER / f"{name}.json").read_bytes())
     study.report()
-    made = (tmp_path / "settings.md").read_text(encoding="utf-8")
-    assert made == REPORT.read_text(encoding="utf-8"), "run `python benchmarks/settings.py report`"
+    made = (tmp_path / f"{name}.md").read_text(encoding="utf-8")
+    assert made == (FOLDER / f"{name}.md").read_text(encoding="utf-8"), "run `python benchmarks/settings.py report`"
 
 
 @committed
-def test_the_report_has_a_number_in_every_cell() -> None:
-    text = REPORT.read_text(encoding="utf-8")
+def test_the_report_has_a_number_in_every_cell(name: str) -> None:
+    text = (FOLDER / f"{name}.md").read_text(encoding="utf-8")
     assert "nan" not in text.lower().split()
     assert "inf" not in text.lower().split()
     assert "|  |" not in text
 
 
 @committed
-def test_every_candidate_of_the_report_is_still_in_the_code(study: ModuleType) -> None:
-    known = {*study.SETTINGS, *study.RANKS, *study.RULES, "candidate", "rule", "apgd minus", "---"}
-    first = {
-        line.strip("| ").split(" | ")[0] for line in REPORT.read_text(encoding="utf-8").splitlines() if line[:1] == "|"
-    }
-    assert {name for name in first - known if not name.startswith("best single constant, ")} == set()
+def test_every_candidate_of_the_report_is_still_in_the_code(study: ModuleType, name: str) -> None:
+    known = {label for candidates in study.STUDIES.values() for label in candidates} | {*study.RULES, *study.SOFT}
+    known |= {"candidate", "rule", "apgd minus", "rule minus constant", "---"}
+    lines = (FOLDER / f"{name}.md").read_text(encoding="utf-8").splitlines()
+    first = {line.strip("| ").split(" | ")[0] for line in lines if line[:1] == "|"}
+    assert {label for label in first - known if not label.startswith("best single constant")} == set()
 
 
 @committed
-def test_the_committed_cells_are_percentages_of_pools_that_exist(study: ModuleType) -> None:
-    for part, found in json.loads(RESULTS.read_text(encoding="utf-8")).items():
+def test_the_committed_cells_are_percentages_of_pools_that_exist(study: ModuleType, name: str) -> None:
+    for part, found in json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")).items():
         keys = {study.key_of(one) for one in study.settings_of(part)}
         assert set(found) <= keys
         for cells in found.values():
