@@ -26,7 +26,7 @@ from apgd_teach.data.full import (
     read_folder,
     valid_mirror,
 )
-from apgd_teach.data.tasks import Task, Variant, as_task, unknown
+from apgd_teach.data.tasks import TASKS, Task, Variant, as_task, unknown
 from apgd_teach.errors import DataError
 from apgd_teach.files import named_folder
 from apgd_teach.guard import refuse_data
@@ -171,6 +171,7 @@ class Source:
         self.tier, self.note = tier, note
         self._read, self._families, self._absent = read, families, absent or {}
         self._cache: dict[str, FamilyData] = {}
+        self._handed_out: dict[str, TaskData] = {}
 
     def __repr__(self) -> str:
         return f"Source(tier={self.tier!r}): {self.note}"
@@ -203,7 +204,10 @@ class Source:
             DataError: an unknown name, or the files are missing or damaged.
         """
         wanted = as_task(task)
-        return TaskData(wanted, self.family(wanted.family), self.tier)
+        data = TaskData(wanted, self.family(wanted.family), self.tier)
+        # The pictures of the course's tasks are kept once, however often they are asked for: all of them in the full
+        # tier take 1.8 GB. A variant of somebody's own is theirs to keep.
+        return self._handed_out.setdefault(wanted.name, data) if TASKS.get(wanted.name) is wanted else data
 
 
 def open_source(

@@ -20,7 +20,7 @@ from apgd_teach.merging.published import leak
 from apgd_teach.merging.rank import RULES, LayerFacts, automatic_rank
 from apgd_teach.merging.settings import number, whole
 from apgd_teach.merging.statedict import norm
-from apgd_teach.merging.subspace import BASES, overflows, shared_basis, soft_projector
+from apgd_teach.merging.subspace import BASES, eigh_in_place, overflows, shared_basis, soft_projector
 from apgd_teach.merging.surrogate import check_granularity, share_left
 from apgd_teach.merging.threshold import mask
 
@@ -297,7 +297,8 @@ def flattened(update: Tensor, share: float, *, least: float = 0.0) -> Tensor:
     for block in blocks:
         wide = block.to(torch.float64)
         gram += wide @ wide.mT
-    squares, vectors = torch.linalg.eigh(gram)
+    del block, wide
+    squares, vectors = eigh_in_place(gram)
     values = squares.clamp_min(0).sqrt()
     scale = torch.where(
         values > 0, _drawn(values, share, max(least, noise(update) * float(values.max()))) / values, 0.0

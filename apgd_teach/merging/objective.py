@@ -138,32 +138,41 @@ def _full(task_vectors: Tensor, power: float, top: int | None) -> Full:
     gram = task_vectors.new_zeros(columns, columns)
     target = task_vectors.new_zeros(out, columns)
     constant = task_vectors.new_zeros(())
-    # One task at a time: a stack of (in, in) matrices would be the largest thing in memory.
+    # One task at a time, each forgotten before the next: a stack of (in, in) matrices would be the largest thing in
+    # memory.
     for tau in task_vectors:
-        if power == 2 and top is None:
-            size = tau.square().sum()
-            if size > 0:
-                one = tau.mT @ tau / size
-                gram += one
-                target += tau @ one
-                constant += size * one.square().sum() if columns <= out else (tau @ tau.mT).square().sum() / size
-            continue
-        vectors, values = right_vectors(tau)
-        # A direction without a singular value has no weight, p = 0 or not.
-        used = values > values[:1] * 4 * torch.finfo(values.dtype).eps ** 0.5
-        # In units of the largest: a high power of a short update would be no number.
-        weights = torch.where(used, values / values[:1], 1.0) ** power * used
-        weights, values = weights[:top], values[:top]
-        total = weights.sum()
-        if total > 0:
-            scaled = vectors[:, :top] * (weights / total).sqrt()
-            if columns < 2 * len(weights):
-                # τH at once is fewer products than by way of the directions.
-                one = scaled @ scaled.mT
-                gram += one
-                target.addmm_(tau, one)
-            else:
-                gram.addmm_(scaled, scaled.mT)
-                target.addmm_(tau @ scaled, scaled.mT)
-            constant += (values.square() * weights).sum() / total
+        constant += _add(gram, target, tau, power, top)
     return Full(gram, target, constant)
+
+
+def _add(gram: Tensor, target: Tensor, tau: Tensor, power: float, top: int | None) -> Tensor:
+    """Add one task's H to G and τH to B; tr(τHτᵀ) is what comes back."""
+    out, columns = tau.shape
+    nothing = tau.new_zeros(())
+    if power == 2 and top is None:
+        size = tau.square().sum()
+        if not size > 0:
+            return nothing
+        one = tau.mT @ tau / size
+        gram += one
+        target += tau @ one
+        return size * one.square().sum() if columns <= out else (tau @ tau.mT).square().sum() / size
+    vectors, values = right_vectors(tau)
+    # A direction without a singular value has no weight, p = 0 or not.
+    used = values > values[:1] * 4 * torch.finfo(values.dtype).eps ** 0.5
+    # In units of the largest: a high power of a short update would be no number.
+    weights = torch.where(used, values / values[:1], 1.0) ** power * used
+    weights, values = weights[:top], values[:top]
+    total = weights.sum()
+    if not total > 0:
+        return nothing
+    scaled = vectors[:, :top] * (weights / total).sqrt()
+    if columns < 2 * len(weights):
+        # τH at once is fewer products than by way of the directions.
+        one = scaled @ scaled.mT
+        gram += one
+        target.addmm_(tau, one)
+    else:
+        gram.addmm_(scaled, scaled.mT)
+        target.addmm_(tau @ scaled, scaled.mT)
+    return (values.square() * weights).sum() / total

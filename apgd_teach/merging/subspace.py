@@ -11,6 +11,7 @@ from apgd_teach.errors import MergeError
 
 __all__ = [
     "BASES",
+    "eigh_in_place",
     "left_vectors",
     "overflows",
     "principal_angles",
@@ -53,8 +54,23 @@ def right_vectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return left_vectors(matrix.mT)
 
 
+def eigh_in_place(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """`torch.linalg.eigh`, whose eigenvectors take the place of the symmetric matrix (…, n, n) that is given.
+
+    The decomposition is where a layer's memory peaks, and the matrix is not needed after it. On the CPU LAPACK works
+    on the matrix itself when its output is the same tensor; elsewhere there is no such thing, and nothing is saved.
+    """
+    if matrix.device.type != "cpu":
+        values, vectors = torch.linalg.eigh(matrix)
+        return values, vectors
+    # The transposed view is laid out by columns, as LAPACK wants it, and of the same numbers.
+    vectors, values = matrix.mT, matrix.new_empty(matrix.shape[:-1])
+    torch.linalg.eigh(vectors, out=(values, vectors))
+    return values, vectors
+
+
 def _by_gram(gram: Tensor, count: int | None) -> tuple[Tensor, Tensor]:
-    values, vectors = torch.linalg.eigh(gram)
+    values, vectors = eigh_in_place(gram)
     first = 0 if count is None else max(0, gram.shape[-1] - count)
     return vectors[..., first:].flip(-1), values.flip(-1).clamp_min(0).sqrt()
 

@@ -32,6 +32,17 @@ def test_there_are_eight_tasks_in_the_order_of_the_course() -> None:
     assert TASKS["digits-rotated45"].title == "digits, rotated 45°"
 
 
+def test_the_pictures_of_a_task_are_kept_once_however_often_it_is_asked_for() -> None:
+    source = open_source()
+    assert source.task("digits-upright") is source.task(TASKS["digits-upright"])
+    assert source.task("digits-upright").test.images is source.task("digits-upright").test.images
+    # Of the same name, and not the same: neither is handed out for the other.
+    own = Variant("digits", "upright", v2.RandomInvert(p=1.0))
+    assert source.task(own) is not source.task("digits-upright")
+    assert not torch.equal(source.task(own).test.images, source.task("digits-upright").test.images)
+    assert source.task("digits-upright").recipe == TASKS["digits-upright"].recipe
+
+
 @pytest.mark.parametrize("name", task_names())
 def test_every_task_has_pictures_in_range_with_their_labels(name: str, source: Source) -> None:
     task = source.task(name)

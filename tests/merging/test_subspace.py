@@ -13,7 +13,7 @@ from torch import Tensor
 
 from apgd_teach.errors import MergeError
 from apgd_teach.merging import principal_angles, projector, shared_basis
-from apgd_teach.merging.subspace import left_vectors, overflows, right_vectors
+from apgd_teach.merging.subspace import eigh_in_place, left_vectors, overflows, right_vectors
 
 # (task, out, in): square, wide, tall, more tasks than directions, one task, one row, one column.
 SHAPES = [(3, 9, 9), (3, 8, 14), (3, 14, 8), (2, 30, 6), (7, 5, 4), (1, 6, 8), (2, 1, 5), (3, 7, 1)]
@@ -287,3 +287,19 @@ def test_inputs_stay_as_they_are() -> None:
     left_vectors(tau)
     right_vectors(tau)
     assert torch.equal(tau, before)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 7), (3, 5, 5), (300, 300)])
+def test_a_decomposition_in_place_is_the_decomposition(shape: tuple[int, ...], kind: torch.dtype) -> None:
+    matrix = draw(*shape, dtype=kind)
+    gram = matrix @ matrix.mT
+    before, expected = gram.clone(), torch.linalg.eigh(gram)
+    values, vectors = eigh_in_place(gram)
+    assert vectors.data_ptr() == gram.data_ptr(), "it takes no memory of its own"
+    # Of a product that is symmetric but for rounding, another triangle is looked at.
+    size = float(before.abs().max()) * torch.finfo(kind).eps * shape[-1]
+    for found, wanted in ((values, expected[0]), ((vectors * values.unsqueeze(-2)) @ vectors.mT, before)):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=10 * size)
+    turned = vectors.mT @ vectors
+    torch.testing.assert_close(turned, torch.eye(shape[-1], dtype=kind).expand_as(turned), rtol=0, atol=10 * size)
