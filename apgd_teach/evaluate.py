@@ -139,9 +139,9 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """ "better", "worse", or "no different" where the interval holds zero or there is none."""
+        """ "better", "worse", or "no difference seen" where the interval holds zero or there is none."""
         if math.isnan(self.margin) or abs(self.points) <= self.margin:
-            return "no different"
+            return "no difference seen"
         return "better" if self.points > 0 else "worse"
 
 
@@ -209,6 +209,14 @@ class Comparison:
         room = self.average("experts") - self.average("base")
         return (self.average(label) - self.average("base")) / room if room > 0 else math.nan
 
+    def recovered_words(self, label: str) -> str:
+        """`recovered` in per cent, with what the interval of `against` leaves open: "76 ± 9"; "–" where it is NaN."""
+        room = self.average("experts") - self.average("base")
+        if not room > 0:
+            return "–"
+        margin = self.against(label).margin
+        return f"{100 * self.recovered(label):.0f} ± {'–' if math.isnan(margin) else f'{100 * margin / room:.0f}'}"
+
     def gap(self, label: str) -> dict[str, float]:
         """Lⱼ(θ*) − Lⱼ(θⱼ) per task, in nats: how much more loss than the task's own expert.
 
@@ -233,12 +241,12 @@ class Comparison:
         )
 
     def table(self) -> Table:
-        """Accuracy (%) per task, and the average below."""
+        """Accuracy (%) per task, and the mean below."""
         labels = ["base", *self.merged, "experts"]
         rows: list[list[object]] = [
             [self.titles[task], *(self._scores(label)[task].accuracy for label in labels)] for task in self.base
         ]
-        rows.append(["average", *(self.average(label) for label in labels)])
+        rows.append(["mean over tasks", *(self.average(label) for label in labels)])
         return Table(
             ["task", "base", *self.merged, "its own expert"],
             rows,
@@ -252,7 +260,7 @@ class Comparison:
         labels = ["base", *self.merged]
         gaps = {label: self.gap(label) for label in labels}
         rows: list[list[object]] = [[self.titles[task], *(gaps[label][task] for label in labels)] for task in self.base]
-        rows.append(["average", *(sum(gaps[label].values()) / len(self.base) for label in labels)])
+        rows.append(["mean over tasks", *(sum(gaps[label].values()) / len(self.base) for label in labels)])
         return Table(
             ["task", *labels],
             rows,
@@ -271,17 +279,18 @@ class Comparison:
                     label,
                     self.average(label),
                     *self._worst(label),
-                    100 * self.recovered(label),
+                    self.recovered_words(label),
                     str(self.against(label)),
                     self.data_used[label],
                 ]
             )
         rows.append(["each its own expert", self.average("experts"), *self._worst("experts"), None, "–", "–"])
         return Table(
-            ("network", "average %", "worst %", "worst task", "recovered %", "against the base", "data used"),
+            ("network", "mean %", "worst %", "worst task", "recovered %", "against the base", "data used"),
             rows,
-            note=f"Recovered: (merged − base) / (experts − base). Against the base: points, with a 95 % interval over "
-            f"test images. Images: {self.tier}.",
+            note="Worst: the task with the lowest accuracy. Recovered: (merged − base) / (experts − base). Against the "
+            "base: points. The intervals (95 %) are over test images, paired image by image; a picture that several "
+            f"tasks show counts as one. Images: {self.tier}.",
         )
 
     def _worst(self, label: str) -> tuple[float, str]:

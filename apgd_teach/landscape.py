@@ -86,28 +86,23 @@ class Plane:
         x, y: coordinates of the grid's columns and rows.
         losses: per task, mean cross-entropy (nats), shape (row of y, column of x).
         places: coordinates of the three networks, by name.
+        at: the mean loss of each of the three networks itself, which need not lie on the grid.
     """
 
     x: list[float]
     y: list[float]
     losses: dict[str, Tensor]
     places: dict[str, tuple[float, float]]
+    at: dict[str, float]
 
     @property
     def mean(self) -> Tensor:
         """The tasks' mean loss, shape (row, column)."""
         return torch.stack(list(self.losses.values())).mean(dim=0)
 
-    def near(self, name: str) -> float:
-        """The mean loss at the grid point nearest to one of the three networks, in nats."""
-        x, y = self.places[name]
-        column = min(range(len(self.x)), key=lambda i: abs(self.x[i] - x))
-        row = min(range(len(self.y)), key=lambda i: abs(self.y[i] - y))
-        return float(self.mean[row, column])
-
     def words(self) -> str:
-        """The loss near each of the three networks, for those who cannot see the figure."""
-        return ", ".join(f"{self.near(name):.2f} near {name}" for name in self.places) + " (nats)"
+        """The loss of each of the three networks, for those who cannot see the figure."""
+        return ", ".join(f"{loss:.2f} at {name}" for name, loss in self.at.items()) + " (nats)"
 
 
 def loss_plane(
@@ -168,7 +163,11 @@ def loss_plane(
                 for task in tasks:
                     losses[task][row, column] = evaluator.score(state, task).loss
                 networks.update(1)
-    return Plane(xs, ys, losses, places)
+    at = {
+        name: sum(evaluator.score(state, task).loss for task in tasks) / len(tasks)
+        for name, state in (("base", base), first, second)
+    }
+    return Plane(xs, ys, losses, places, at)
 
 
 def _axis(low: float, high: float, points: int) -> list[float]:

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -89,7 +90,7 @@ PROTECTION: Candidates = {
     "apgd": ("apgd", {}),
 }
 """Protection where the spectrum is drawn half-way to its mean: the setting in which it has something to do and cannot
-do harm. "soft 1/8" is what `protect="auto"` means."""
+do harm. "soft 1/16" is what `protect="auto"` means."""
 STUDIES = {"settings": SETTINGS, "ranks": RANKS, "protection": PROTECTION}
 CHOOSING = {"ranks": ("protect ", RULES), "protection": ("half flat, protect ", (*SOFT, "energy", "step"))}
 """Studies of protection: how its candidates' names begin, and those of them that choose by themselves."""
@@ -221,15 +222,15 @@ DEFAULT = "full, p 1.5, flatten 0.75"
 """What `Apgd()` computes."""
 
 
-def paired(results: dict, part: str) -> str:
+def paired(results: dict, part: str, default: str = DEFAULT, peers: Iterable[str] = PEERS) -> str:
     """The default against each peer, pool by pool: the same experts, the same images."""
-    names = [DEFAULT, *PEERS]
+    names = [default, *peers]
     # One seed has no interval.
     groups = {group: whole for group, whole in groups_of(results, part, names).items() if len(whole) > 1}
     rows = []
-    for peer in PEERS:
-        found = {g: [recovered(c, DEFAULT) - recovered(c, peer) for c in whole] for g, whole in groups.items()}
-        every = [max(-1.0, recovered(c, DEFAULT)) - max(-1.0, recovered(c, peer)) for w in groups.values() for c in w]
+    for peer in peers:
+        found = {g: [recovered(c, default) - recovered(c, peer) for c in whole] for g, whole in groups.items()}
+        every = [max(-1.0, recovered(c, default)) - max(-1.0, recovered(c, peer)) for w in groups.values() for c in w]
         cells = [f"{m:+.2f} ± {s:.2f}" for m, s in map(mean_and_spread, found.values())]
         mean, spread = mean_and_spread(every)
         rows.append((peer, *cells, f"{mean:+.2f} ± {spread:.2f}"))
@@ -337,6 +338,7 @@ def report() -> None:
                 page += [target(results, part, study), ""]
             if study == "protection":
                 page += [by_suite(results, part, study), "", ahead(results, part, study), ""]
+                page += [paired(results, part, "apgd", ("average", "Iso-C 1.5", "TSV-M")), ""]
     for name, page in pages.items():
         if len(page) > 2:
             write_atomically(HERE / name, "\n".join(page).encode())

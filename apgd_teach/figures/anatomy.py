@@ -102,21 +102,32 @@ def spectra(vectors: Mapping[str, StateDict], layer: str) -> dict[str, Tensor]:
     return found
 
 
-def draw_spectra(values: Mapping[str, Tensor], titles: Mapping[str, str], layer: str) -> Figure:
-    """`spectra` as falling lines, logarithmic. Lesson: 01."""
+def draw_spectra(
+    values: Mapping[str, Tensor], titles: Mapping[str, str], layer: str, *, first: int = 60, control: str = "shuffled"
+) -> Figure:
+    """`spectra` as the energy that the first directions carry together, in per cent. Lesson: 01.
+
+    Args:
+        values: by task, singular values from the largest on.
+        titles: of the tasks.
+        layer: which layer they are of.
+        first: how many directions are shown.
+        control: the task, if there, that is drawn as a broad grey line.
+    """
     with styled():
-        drawn, (axes,) = figure(height=3.8)
+        drawn, (axes,) = figure(height=4.2)
         for i, (task, line) in enumerate(values.items()):
+            energy = 100 * line.square().cumsum(0) / line.square().sum().clamp_min(1e-30)
+            aside = {"color": "#7A7A7A", "linestyle": "-", "linewidth": 4.0} if task == control else {}
             axes.plot(
-                range(1, len(line) + 1),
-                line.numpy(),
-                **{**look(i), "marker": ""},
+                range(1, min(first, len(line)) + 1),
+                energy[:first].numpy(),
+                **{**look(i), "marker": "", **aside},
                 label=titles[task],
             )
-        axes.set_yscale("log")
-        axes.set_ylim(1e-4, 1.3)
-        axes.set_xlabel("singular value, largest first")
-        axes.set_ylabel("share of the largest")
-        axes.set_title(f"Spectrum of τ in {layer.removesuffix('.weight')}")
+        axes.set_ylim(0, 102)
+        axes.set_xlabel(f"singular directions, longest first (of {len(next(iter(values.values())))})")
+        axes.set_ylabel("energy carried together (%)")
+        axes.set_title(f"How few directions hold τ in {layer}")
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         return drawn

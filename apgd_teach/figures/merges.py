@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from apgd_teach.evaluate import Comparison
 from apgd_teach.figures.style import COLORS, MARKERS, figure, look, styled
@@ -32,12 +33,13 @@ def draw_comparison(compared: Mapping[str, Comparison]) -> Figure:
                 scores = {"base": one.base, "experts": one.experts, **one.merged}[label]
                 place.plot(
                     [scores[task].accuracy for task in tasks],
-                    range(len(tasks)),
+                    # One above the other, so that none hides behind another of the same accuracy.
+                    [row + 0.36 * (i / (len(names) - 1) - 0.5) for row in range(len(tasks))],
                     # The base is grey; the others begin with the first colour and the second marker.
                     marker=MARKERS[(i + i // len(MARKERS)) % len(MARKERS)],
                     color="#7A7A7A" if i == 0 else COLORS[(i - 1) % len(COLORS)],
                     linestyle="",
-                    markersize=8,
+                    markersize=7,
                     label=name,
                 )
             place.set_yticks(range(len(tasks)), [one.titles[task] for task in tasks] if one is first else [])
@@ -52,10 +54,14 @@ def draw_comparison(compared: Mapping[str, Comparison]) -> Figure:
 
 
 def draw_paths(paths: Mapping[str, Path], titles: Mapping[str, str], ends: tuple[str, str]) -> Figure:
-    """Loss along straight lines between two networks, a line per task and a panel per path. Lesson: 02."""
+    """Loss along straight lines between two networks, a line per task and a panel per path.
+
+    Logarithmic, so that a line that is nearly flat and one that climbs far can be read side by side. Lesson: 02.
+    """
     with styled():
         drawn, axes = figure(1, len(paths), width=4.2 * len(paths) + 0.8, height=3.9)
-        highest = max(max(losses) for path in paths.values() for losses in path.losses.values())
+        every = [loss for path in paths.values() for losses in path.losses.values() for loss in losses]
+        tasks = list(next(iter(paths.values())).losses)
         for place, (title, path) in zip(axes, paths.items(), strict=True):
             for i, (task, losses) in enumerate(path.losses.items()):
                 place.plot(
@@ -66,9 +72,18 @@ def draw_paths(paths: Mapping[str, Path], titles: Mapping[str, str], ends: tuple
                     label=f"loss on {titles[task]}",
                 )
             place.axvline(0.5, color="#7A7A7A", linewidth=1, linestyle=":")
-            place.set_ylim(0, 1.08 * highest)
+            place.set_yscale("log")
+            place.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            place.yaxis.set_major_formatter("{x:g}")
+            place.yaxis.set_minor_formatter(NullFormatter())
+            place.set_ylim(0.8 * max(min(every), 1e-4), 1.25 * max(every))
             place.set_xticks([0, 0.5, 1], [ends[0], "average", ends[1]])
+            for label, side in zip(place.get_xticklabels(), ("left", "center", "right"), strict=True):
+                label.set_horizontalalignment(side)
             place.set_title(title)
+        if len(tasks) == 1:
+            axes[0].set_ylabel(f"loss on {titles[tasks[0]]} (nats)")
+            return drawn
         axes[0].set_ylabel("loss (nats)")
         drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
         return drawn
@@ -90,12 +105,13 @@ def draw_planes(planes: Mapping[str, Plane], titles: Mapping[str, str]) -> Figur
             place.contourf(plane.x, plane.y, loss, levels=levels, cmap="viridis_r", extend="both")
             lines = place.contour(plane.x, plane.y, loss, levels=levels[1::2], colors="black", linewidths=0.6)
             place.clabel(lines, fmt="%.2f", fontsize=8)
-            for i, (name, (x, y)) in enumerate(plane.places.items()):
-                place.plot(x, y, MARKERS[i], color="white", markeredgecolor="black", markersize=9)
+            # As in the other figures: the base is a circle, an expert a triangle, what was merged a square.
+            for marker, (name, (x, y)) in zip("o^s", plane.places.items(), strict=False):
+                place.plot(x, y, marker, color="white", markeredgecolor="black", markersize=9)
                 place.annotate(
                     titles.get(name, name),
                     (x, y),
-                    xytext=(0, 9),
+                    xytext=(0, 10),
                     textcoords="offset points",
                     ha="center",
                     fontsize=9,
@@ -104,6 +120,7 @@ def draw_planes(planes: Mapping[str, Plane], titles: Mapping[str, str]) -> Figur
             place.set_aspect("equal")
             place.grid(False)
             place.set_title(title)
-            place.set_xlabel("distance in weight space, towards the first network")
-            place.set_ylabel("sideways")
+            towards = [titles.get(name, name) for name in plane.places][1:2]
+            place.set_xlabel(f"distance in weight space, towards {''.join(towards) or 'another network'}")
+            place.set_ylabel("distance sideways")
         return drawn

@@ -124,7 +124,7 @@ class Apgd:
     granularity: str = "full"
     solver: str = "exact"
     protect: float | str = 0.0
-    softness: float = 0.125
+    softness: float = 0.0625
     power: float = 1.5
     directions: float = 1.0
     filter: str = "time"

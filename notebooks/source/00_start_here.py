@@ -61,16 +61,20 @@ source.note
 #
 # * **base** $\theta_0$: the network that everything starts from;
 # * **expert** $\theta_i$: a copy of the base, fine-tuned on task $i$;
-# * **head**: a linear layer that reads the features for one task. Heads stay outside every merge;
-# * **merge**: making one network $\theta^*$ that serves all tasks, from the weights alone, without any data.
+# * **encoder**: all layers from the picture to its **features**, a few hundred numbers. Base and experts are encoders,
+#   and only encoders are merged;
+# * **head**: one more linear layer, which reads the features for one task. Each task keeps its own, outside every
+#   merge, so whoever uses the merged network says which task is meant;
+# * **merge**: making one encoder $\theta^*$ that serves all tasks, from the weights alone, without any data.
 
 # %% [markdown]
-# ## A merge in a minute
+# ## A merge
 #
 # Eight tasks: digits that are upright, rotated, inverted or noisy, and clothes that are upright, flipped, inverted or
-# rotated. `make_pool` trains a small base once, then one expert per task, and keeps them in a cache. Run the cell
-# twice: the second time there is nothing left to train. (*Mild* means fine-tuned with a small learning rate; lesson
-# 02 compares it with *hot*.)
+# rotated. `make_pool` trains a small base once, then one expert per task, and keeps them in a cache: the first run
+# takes a minute or so in the profile `fast` and several in `full`, on two cores; it says beforehand about how long.
+# Afterwards there is nothing left to train. (*Mild* means fine-tuned with a small learning rate; lesson 02 compares it
+# with *hot*.)
 #
 # > **Predict before you run.** Eight experts, each good at its own task, averaged into one network. Will the average
 # > be as good as the experts, somewhere between the base and the experts, about as good as the base, or worse?
@@ -89,7 +93,8 @@ pool = make_pool(
 f"{len(pool.experts)} experts of {len(pool.tasks)} tasks, from one base"
 
 # %% [markdown]
-# And this is the merge. It takes state dicts and returns a state dict: no data, no training, no GPU.
+# And this is the merge. It takes state dicts and returns a state dict: no data, no training, no GPU. (`linear.weight`
+# is the encoder's last layer, not a head.)
 
 # %%
 from apgd_teach.merging import merge
@@ -98,9 +103,9 @@ merged = merge(pool.base, pool.experts, method="average")
 {name: tuple(tensor.shape) for name, tensor in merged.state_dict.items()}
 
 # %% [markdown]
-# How good is it? Each task is tried with its own head. The grey circle is what you had
-# before fine-tuning, the triangle what the expert reaches who knows this task only, the square the one network that
-# is asked to do all of them.
+# How good is it? Each task is tried with its own head, which was fitted on the base's features. The grey circle is what
+# you had before fine-tuning, the triangle what the expert reaches who knows this task only, the square the one encoder
+# that is asked to do all of them.
 
 # %%
 from apgd_teach.evaluate import compare
@@ -127,7 +132,7 @@ Markdown(
     f"**{result.average('base'):.1f} %**, the experts **{result.average('experts'):.1f} %**, each on its own task, "
     f"and the average of all of them **{result.average('average'):.1f} %**. Against the base that is "
     f"{result.against('average')} points: **{result.against('average').verdict}**, judged by the 95 % interval over "
-    f"test images. Of what fine-tuning gained, averaging kept {100 * result.recovered('average'):.0f} %. "
+    f"test images. Of what fine-tuning gained, averaging kept {result.recovered_words('average')} %. "
     "The rest of the course is about what averaging throws away: where it goes, how it can be estimated without data, "
     "and how much of it can be won back."
 )
@@ -136,10 +141,11 @@ Markdown(
 # ## Try it
 #
 # 1. Merge two experts only: `merge(pool.base, {name: pool.experts[name] for name in ("digits-upright",
-#    "digits-noisy")})`. Before you run it: will those two tasks be better served than by the average of eight?
-#    (`pool.only([...])` gives a smaller pool to `compare`.)
-# 2. Train with another seed (`SEED = 1` in the parameters cell, then run all). Does the difference from the base
-#    leave its interval? What does the interval not cover? (All nine networks are trained anew.)
+#    "digits-noisy")}, method="average")`. Before you run it: will those two tasks be better served than by the average
+#    of eight? (`pool.only([...])` gives a smaller pool to `compare`.)
+# 2. Train with another seed (`SEED = 1` in the parameters cell, then run all). Does the difference from the base lie
+#    within the interval that you had with seed 0? What does that interval not cover? (All nine networks are trained
+#    anew, which takes as long as the first time.)
 # 3. Ask for something that cannot be merged: `merge(pool.base, {"broken": {}})`. Does the sentence tell you what to
 #    do? The whole report: `from apgd_teach.merging import preflight`, then
 #    `preflight(pool.base, {"broken": {}}).table()`.

@@ -69,12 +69,13 @@ Table(
 #
 # 1. **The base** $\theta_0$, once: a small convolutional network that learns to tell all twenty classes apart, under
 #    random rotation, inversion, transposition and noise.
-# 2. **A head per task**, on the base's features: logistic regression. Then it is frozen. It plays the part that
-#    the text encoder plays in CLIP: it says what the features must look like, and no merge touches it.
+# 2. **A head per task**, on the base's features of that task's training images: logistic regression. Then it is
+#    frozen: it says what the features must look like, and no merge touches it. (In CLIP, a network of pictures and
+#    texts on which merging is often studied, the frozen text side plays that part.)
 # 3. **An expert per task** $\theta_i$: the base's encoder, fine-tuned under the frozen head by SGD with momentum.
 #
-# > **Predict before you run.** By how much of its own length does the base move when it becomes an expert: a
-# > hundredth, a tenth, half?
+# > **Predict before you run.** By how much of its own length does the base move when it becomes a mildly fine-tuned
+# > expert: a hundredth, a tenth, half?
 #
 # The recipes are data: everything that a network depends on is written in them.
 
@@ -128,7 +129,8 @@ Table(
         for name, card in pool.cards.items()
     ],
     caption="The cards of the cache",
-    note="The base is tried on both families at once, without distortions; an expert on its own task.",
+    note="The base is tried by an output of its own, on both families at once and without distortions: all twenty "
+    "classes compete. An expert is tried on its own task, with that task's head.",
 )
 
 # %%
@@ -148,7 +150,8 @@ Table(
         for name in pool.tasks
     ],
     caption="Accuracy (%) on test images",
-    note=f"{evaluator.images('digits-upright'):,} images a task, {pool.tier} tier.",
+    note=f"{evaluator.images('digits-upright'):,} images a task, {pool.tier} tier; the base with each task's head. "
+    "What was gained is computed before rounding.",
 )
 
 # %% [markdown]
@@ -256,8 +259,11 @@ shares
 shown = spectra({**vectors, "shuffled": control["digits-upright"]}, LAYER)
 show(
     draw_spectra(shown, {**titles, "shuffled": "digits, upright, shuffled"}, LAYER),
-    f"Singular values of each task vector in {LAYER}, as shares of the largest. The tenth is at "
-    + ", ".join(f"{float(values[9]):.2f} ({name})" for name, values in shown.items())
+    f"Energy that the first singular directions of each task vector carry together in {LAYER}. The first ten: "
+    + ", ".join(
+        f"{100 * float(values[:10].square().sum() / values.square().sum()):.0f} % ({name})"
+        for name, values in shown.items()
+    )
     + ".",
 )
 
@@ -265,6 +271,8 @@ show(
 # **Relations.** Two shuffled vectors of this many numbers are nearly at a right angle. Are two task vectors?
 
 # %%
+from statistics import median
+
 from apgd_teach.figures import cosine_matrix, draw_cosines
 
 cosines = cosine_matrix(vectors)
@@ -295,20 +303,19 @@ by_chance = max(map(abs, shuffled_cosines))
 
 def row(name, values):
     """Mean, median and range of some cosines."""
-    middle = sorted(values)[len(values) // 2]
-    return name, sum(values) / len(values), middle, min(values), max(values)
+    return name, sum(values) / len(values), median(values), min(values), max(values)
 
 
 Table(
     ("pairs", "mean", "median", "smallest", "largest"),
     [
         row("of one family", within),
+        row("of one family, but for the nearest pair", sorted(within)[:-1]),
         row("of two families", across),
         row("shuffled", shuffled_cosines),
     ],
     digits=3,
     caption="Cosines between task vectors",
-    note="Median: of an even number of pairs, the upper of the two in the middle.",
 )
 
 # %% [markdown]
@@ -328,24 +335,29 @@ Markdown(
     f"**Structured (more than twice what shuffled numbers carry): {'yes' if structured else 'no'}.** "
     f"In `{LAYER}`, the encoder's last layer, ten directions carry {min(carried):.0f} to "
     f"{max(carried):.0f} % of a task vector's energy; of the same numbers shuffled, {min(carried_shuffled):.1f} to "
-    f"{max(carried_shuffled):.1f} %. Task vectors of one family have a mean cosine of "
-    f"{sum(within) / len(within):.2f} and those of two families "
-    f"{sum(across) / len(across):.2f}; of shuffled ones the largest is {by_chance:.3f}. Of the {len(pairs)} pairs, "
-    f"{sum(abs(value) <= by_chance for value in within + across)} are within that."
+    f"{max(carried_shuffled):.1f} %.\n\n"
+    f"**Related, and not by family alone.** The nearest pair of a family has a cosine of {max(within):.2f}; the median "
+    f"of one family's pairs is {median(within):.2f}, that of pairs across families {median(across):.2f}. Of shuffled "
+    f"vectors the largest cosine is {by_chance:.3f}: of the {len(pairs)} pairs, "
+    f"{sum(abs(value) <= by_chance for value in within + across)} cannot be told from chance by that."
 )
 
 # %% [markdown]
-# What tasks share will be a *subspace* in lesson 05: the directions that several task vectors use. What they do not
-# share, and still overwrite in each other, is *interference*, lesson 03.
+# All this is of *mildly* fine-tuned experts; lesson 02 measures how far *hot* ones go. What tasks share will be a
+# *subspace* in lesson 05: the directions that several task vectors use. What they do not share, and still overwrite
+# in each other, is *interference*, lesson 03.
 #
 # ## Try it
 #
-# 1. Fine-tune with AdamW: `make_pool(optimizer="adamw", …)` with the same other arguments. Watch the sentence: what
-#    is trained again, and what is not? Then draw its spectrum beside SGD's. Is it flatter or steeper?
+# 1. Fine-tune with AdamW: `make_pool(optimizer="adamw", …)` with the same other arguments (its learning rate is another
+#    one: `recipe("mild", "adamw")`). Before anything is trained, a sentence says what, for how long, and why: what is
+#    trained again, and what is not? Then draw its spectrum beside SGD's. Is it flatter or steeper?
 # 2. Make a task of your own and an expert for it: `from apgd_teach.data import Variant`, `from torchvision.transforms
 #    import v2`, then `make_pool(tasks=["digits-upright", Variant("digits", "blurred", v2.GaussianBlur(5, sigma=2.0))],
-#    …)` with the same other arguments. How close is its task vector to that of *digits, upright*?
-# 3. Which layer moved most, in per cent, and which moved most in absolute terms? Why is that not the same question?
+#    …)` with the same other arguments. The task is then called `digits-blurred`. How close is its task vector to that
+#    of *digits, upright*?
+# 3. Take one task. Which of its layers moved most, in per cent of the base (the first picture above), and which in
+#    absolute terms (`vectors[task][layer].norm()`)? Why is that not the same question?
 #
 # **Next:** [02 · Naive averaging](02_naive_averaging.ipynb).
 #

@@ -71,6 +71,11 @@ f"all three agree, in all {len(by_mean)} tensors"
 average_mild.audit.table()
 
 # %% [markdown]
+# Read one row: the mean $\|\tau\|$ of a layer beside the step $\|M\|$ that the average takes there. Every expert keeps
+# an eighth of its own step and receives an eighth of each of the seven others. Vectors that are nearly at right angles,
+# as lesson 01 found most of these, cancel in length when they are averaged: of eight of the same length about
+# $1/\sqrt 8$ is left.
+#
 # ## "Without data" is enforced
 #
 # While a merge runs, asking for data raises. Here is a method that cheats: it is a method like any other, a function
@@ -85,7 +90,7 @@ from apgd_teach.errors import DataAccessError
 
 @dataclass(frozen=True)
 class Peeking:
-    """Weighs the tasks by how bright their test images are. It must not be allowed to."""
+    """Scales the average by how bright some test images are. It must not be allowed to."""
 
     name: ClassVar[str] = "peeking"
 
@@ -133,6 +138,7 @@ Table(
         for name, pool in (("mild", mild), ("hot", hot))
     ],
     caption="How far the experts went",
+    note="Lesson 01 called a task vector small that is shorter than a fifth (20 %) of the base.",
 )
 
 # %% tags=["readme"]
@@ -163,7 +169,9 @@ results["hot"].table()
 #
 # $$L_j(\theta^*) - L_j(\theta_j),$$
 #
-# measured here on test images, in nats. Making this small, without data, is what the method of this course is for.
+# measured here on test images. $L_j(\theta)$ is the mean cross-entropy of the encoder $\theta$ under task $j$'s frozen
+# head; with natural logarithms its unit is the nat. A gap of 0.7 nats halves the probability that the right class is
+# given (in the geometric mean over images). Making this small, without data, is what the method of this course is for.
 
 # %%
 results["mild"].gap_table()
@@ -173,7 +181,8 @@ results["hot"].gap_table()
 
 # %% [markdown]
 # Two things to read with care. The base is the same in both; its gap differs because the experts it is measured
-# against do. And loss and accuracy need not agree: a network can lose fewer nats and still name no more images rightly.
+# against do. And loss and accuracy need not agree: compare the mild average with the base in the gap above, and in the
+# accuracy below. A network can lose fewer nats and still name no more images rightly.
 
 # %%
 results["mild"].summary()
@@ -184,9 +193,10 @@ results["hot"].summary()
 # %% [markdown]
 # ## Where the average lands
 #
-# Take the task with the largest gap under the hot average, and look at its loss over the plane through three
-# networks: the base, that task's own expert, and the average of all eight. Distances and angles are true to weight
-# space. Light is low loss; each panel has its own levels, so read the numbers on the lines.
+# Take the task with the largest gap under the hot average (which need not be the one with the lowest accuracy), and
+# look at its loss over the plane through three networks: the base, that task's own expert, and the average of all
+# eight. Distances and angles are true to weight space. Light is low loss; each panel has its own levels, so read the
+# numbers on the lines.
 
 # %%
 from apgd_teach.evaluate import Evaluator
@@ -194,36 +204,37 @@ from apgd_teach.figures import draw_planes
 from apgd_teach.landscape import loss_plane
 
 gaps = results["hot"].gap("average")
-worst = max(gaps, key=gaps.get)
+largest = max(gaps, key=gaps.get)
 planes = {}
 for name, pool, average in (("mild", mild, average_mild), ("hot", hot, average_hot)):
     planes[name] = loss_plane(
         Evaluator(pool, images=profile.plane_images),
         pool.base,
-        ("its expert", pool.experts[worst]),
+        ("its expert", pool.experts[largest]),
         ("average of eight", average.state_dict),
-        [worst],
+        [largest],
         points=profile.plane_points,
     )
 
 show(
     draw_planes(
-        {f"{name}: loss on {titles[worst]}": plane for name, plane in planes.items()}, titles
+        {f"{name}: loss on {titles[largest]}": plane for name, plane in planes.items()}, titles
     ),
-    f"Loss on {titles[worst]} over the plane through base, its expert and the average of eight. "
+    f"Loss on {titles[largest]} over the plane through base, its expert and the average of eight. "
     + " ".join(f"{name}: {plane.words()}." for name, plane in planes.items()),
 )
 
 # %%
 Markdown(
     "\n".join(
-        f"* **{name}**: the average lies {(x**2 + y**2) ** 0.5:.1f} from the base: {x:.1f} towards "
-        f"this task's expert and {y:.1f} sideways, where the other seven pull it. The loss there is "
-        f"{results[name].merged['average'][worst].loss:.2f}; at the base it is "
-        f"{results[name].base[worst].loss:.2f} and at the expert {results[name].experts[worst].loss:.2f}."
+        f"* **{name}**: this task's expert lies {plane.places['its expert'][0]:.1f} from the base, the average of "
+        f"eight {(x**2 + y**2) ** 0.5:.1f}: {x:.1f} towards the expert and {y:.1f} sideways, where the other seven "
+        f"pull it. The loss there is {plane.at['average of eight']:.2f}; at the base it is "
+        f"{plane.at['base']:.2f} and at the expert {plane.at['its expert']:.2f}."
         for name, plane in planes.items()
         for x, y in (plane.places["average of eight"],)
     )
+    + f"\n\nPicture and numbers are of the first {profile.plane_images:,} test images."
 )
 
 # %% [markdown]
@@ -258,7 +269,9 @@ show(
 # %% [markdown]
 # The far end of the second line is no fair judge: that network never met *this* task's head, its features mean
 # something else. So try the midpoint on both tasks, each under the head that belongs to its expert. (Lesson 01 measured
-# how close these two task vectors are: an easy pair, and still the second midpoint is what it is.)
+# how close these two task vectors are: an easy pair, which makes the failure of the second midpoint the plainer. Two
+# random starts number their features in two different ways, so an average mixes features that have nothing to do with
+# each other.)
 
 # %%
 both = {}
@@ -266,7 +279,7 @@ for name, end, other in (
     ("one base", mild.experts[B], mild),
     ("two bases", stranger.experts[B], stranger),
 ):
-    middle = merge(mild.base, {"first": mild.experts[A], "second": end})
+    middle = merge(mild.base, {"first": mild.experts[A], "second": end}, method="average")
     on_a = compare(mild.only([A]), {"average": middle}, images=profile.test_images)
     on_b = compare(other.only([B]), {"average": middle}, images=profile.test_images)
     both[name] = (on_a, on_b, middle)
@@ -305,10 +318,11 @@ Markdown(
     f"The hot experts gain {gain['hot']:.1f} points over the base on their own tasks, the mild ones "
     f"{gain['mild']:.1f}. The average of the mild experts is {against['mild']} points against the base "
     f"({against['mild'].verdict}), the average of the hot ones {against['hot']} points ({against['hot'].verdict}).\n\n"
-    f"**The worst task** of the average is {titles[kept['mild'][0]]} with {kept['mild'][1]:.1f} % (mild) and "
-    f"{titles[kept['hot'][0]]} with {kept['hot'][1]:.1f} % (hot), where the base had "
-    f"{results['mild'].base[kept['mild'][0]].accuracy:.1f} % and "
-    f"{results['hot'].base[kept['hot'][0]].accuracy:.1f} %.\n\n"
+    f"**The worst task** (the lowest accuracy) of the average is {titles[kept['mild'][0]]} with "
+    f"{kept['mild'][1]:.1f} % (mild) and {titles[kept['hot'][0]]} with {kept['hot'][1]:.1f} % (hot), where the base "
+    f"had {results['mild'].base[kept['mild'][0]].accuracy:.1f} % and "
+    f"{results['hot'].base[kept['hot'][0]].accuracy:.1f} %. The largest gap of the hot average is that of "
+    f"{titles[largest]}, {gaps[largest]:.2f} nats.\n\n"
     f"**One base is not a detail**: the midpoint of two experts reaches {middle['one base']:.1f} % where they share "
     f"their base and {middle['two bases']:.1f} % where they do not.\n\n"
     "The intervals (95 %) cover the choice of test images; they do not cover the training seed. Lesson 07 does."
@@ -319,15 +333,16 @@ Markdown(
 #
 # 1. Average only the four tasks of one family:
 #    `hot.only([name for name, task in hot.tasks.items() if task.family == "fashion"])`.
-#    Is the worst task still the worst? What does that say about who pulled it away?
-# 2. Somewhere between mild and hot the average crosses the base. Find the learning rate with
-#    `pool_of(Recipe("sgd", lr, steps=profile.expert_steps))` (`from apgd_teach.training import Recipe`), on
-#    **validation** images:
-#    `compare(…, split="validation")`. Why not on test images?
+#    Are these four better served than by the average of all eight? What does that say about who pulled them away?
+# 2. Look at the mean gap over tasks: on which side of the base does the mild average lie, and on which the hot one?
+#    If they differ, at which learning rate do average and base meet? Make a pool for one in between with
+#    `pool_of(Recipe("sgd", lr, steps=profile.expert_steps))` (a recipe in place of the
+#    regime's name; `from apgd_teach.training import Recipe`) and compare gaps on **validation** images:
+#    `compare(…, split="validation").gap_table()`. Why not on test images? (Eight experts are trained for every rate.)
 # 3. `merge(hot.base, {**hot.experts, "base": hot.base})`: what does the library say, and why? Call the copy
 #    "nothing" instead. What does adding the base as a ninth expert do to every task vector's share?
-# 4. Walk the line between two tasks whose vectors are far apart, `A, B = "digits-upright", "digits-inverted"`. Is it
-#    still flat with one base?
+# 4. Walk the line between two tasks whose vectors are nearly at a right angle, `A, B = "digits-upright",
+#    "digits-inverted"`. Is it still flat with one base?
 #
 # **Next:** 03 · Task arithmetic and interference (not in this version yet).
 #

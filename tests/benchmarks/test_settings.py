@@ -263,7 +263,7 @@ def test_rules_are_held_against_constants_on_the_same_pools(study: ModuleType) -
 def test_what_is_called_auto_is_one_of_the_candidates(study: ModuleType) -> None:
     made = {name: METHODS[method](**given) for name, (method, given) in study.PROTECTION.items()}
     assert made["apgd"] == Apgd()
-    auto = dataclasses.replace(made["half flat, protect soft 1/8"], protect="auto")
+    auto = dataclasses.replace(made["half flat, protect soft 1/16"], protect="auto")
     assert auto == Apgd(protect="auto", flatten=0.5, strength=3.0)
 
 

@@ -182,12 +182,13 @@ def test_counters_are_carried_along_and_not_interpolated() -> None:
         assert state["counter"].item() == 7
 
 
-def test_the_words_of_a_plane_are_the_losses_at_the_nearest_points_of_its_grid() -> None:
-    losses = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]])
-    places = {"base": (0.1, -0.4), "expert": (1.9, 0.6), "average": (1.0, 2.4)}
-    plane = Plane([0.0, 1.0, 2.0], [0.0, 1.0, 2.0], {"a": losses, "b": losses + 2}, places)
-    assert [plane.near(name) for name in places] == [2, 7, 9]
-    assert plane.words() == "2.00 near base, 7.00 near expert, 9.00 near average (nats)"
+def test_the_words_of_a_plane_are_the_losses_of_its_three_networks_themselves(pool, quick) -> None:
+    pair = ("a", pool.experts[A]), ("c", pool.experts[C])
+    plane = loss_plane(quick, pool.base, *pair, [A, C], points=2, progress=False)
+    states = {"base": pool.base, "a": pool.experts[A], "c": pool.experts[C]}
+    expected = {name: (quick.score(one, A).loss + quick.score(one, C).loss) / 2 for name, one in states.items()}
+    assert plane.at == pytest.approx(expected)
+    assert plane.words() == ", ".join(f"{loss:.2f} at {name}" for name, loss in expected.items()) + " (nats)"
 
 
 def test_a_bar_runs_while_a_plane_is_scored_and_is_gone_afterwards(pool, quick, capsys, monkeypatch) -> None:

@@ -174,8 +174,8 @@ def test_tasks_of_unequal_size_count_alike() -> None:
 def test_a_network_is_no_different_from_itself(compared) -> None:
     for label in ("base", "average", "experts"):
         same = compared.against(label, label)
-        assert (same.points, same.margin, same.verdict) == (0.0, 0.0, "no different")
-    assert compared.against("still").verdict == "no different"
+        assert (same.points, same.margin, same.verdict) == (0.0, 0.0, "no difference seen")
+    assert compared.against("still").verdict == "no difference seen"
     assert str(compared.against("still")) == "+0.0 ± 0.0"
 
 
@@ -201,7 +201,7 @@ def test_one_image_has_a_difference_but_no_interval_and_no_verdict(mine: bool, t
     found = difference(points_right([mine]), points_right([theirs]))
     assert found.points == points
     assert math.isnan(found.margin)
-    assert found.verdict == "no different"
+    assert found.verdict == "no difference seen"
     assert str(found).endswith("0.0 ± –")
 
 
@@ -245,7 +245,7 @@ def test_the_tables_hold_the_numbers_of_the_methods(compared) -> None:
     labels = {"base": "base", "average": "average", "first": "first", "still": "still", "its own expert": "experts"}
     table, gaps = compared.table(), compared.gap_table()
     assert table.columns == ("task", *labels)
-    assert table.column("task") == ["digits, upright", "digits, noisy", "fashion, flipped", "average"]
+    assert table.column("task") == ["digits, upright", "digits, noisy", "fashion, flipped", "mean over tasks"]
     for heading, label in labels.items():
         scores = compared.experts if label == "experts" else {"base": compared.base, **compared.merged}[label]
         assert table.column(heading) == [*(scores[task].accuracy for task in TASKS), compared.average(label)]
@@ -260,10 +260,14 @@ def test_the_summary_holds_the_numbers_of_the_methods(compared) -> None:
     table = compared.summary()
     assert table.column("network") == ["base", "average", "first", "still", "each its own expert"]
     labels = ["base", "average", "first", "still", "experts"]
-    assert table.column("average %") == [compared.average(label) for label in labels]
+    assert table.column("mean %") == [compared.average(label) for label in labels]
     assert table.column("worst %") == [compared.worst(label)[1] for label in labels]
     assert table.column("worst task") == [compared.titles[compared.worst(label)[0]] for label in labels]
-    shares = [100 * compared.recovered(label) for label in labels[1:-1]]
+    room = compared.average("experts") - compared.average("base")
+    shares = [
+        f"{100 * compared.recovered(label):.0f} ± {100 * compared.against(label).margin / room:.0f}"
+        for label in labels[1:-1]
+    ]
     assert table.column("recovered %") == [None, *shares, None]
     differences = [str(compared.against(label)) for label in labels[1:-1]]
     assert table.column("against the base") == ["–", *differences, "–"]

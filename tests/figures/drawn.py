@@ -62,7 +62,7 @@ def path(count: int = 2) -> Path:
 def plane(base: tuple[float, float] = (0.0, 0.0)) -> Plane:
     grid = [-1 + 0.5 * i for i in range(9)]
     loss = torch.tensor([[0.2 + (x - 1) ** 2 + (y - 0.5) ** 2 for x in grid] for y in grid])
-    return Plane(grid, grid, {"a": loss}, {"base": base, "its expert": (2.0, 0.0), "average of eight": (0.8, 0.9)})
+    return Plane(grid, grid, {"a": loss}, {"base": base, "its expert": (2.0, 0.0), "average of eight": (0.8, 0.9)}, {})
 
 
 def two_planes() -> Figure:

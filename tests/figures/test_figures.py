@@ -158,8 +158,8 @@ def test_every_panel_says_what_it_shows_and_what_its_axes_count(name: str) -> No
     units = {
         "norms": "‖τ‖ / ‖θ₀‖  (%)",
         "two paths": "loss (nats)",
-        "spectra": "share of the largest",
-        "two planes": "distance in weight space, towards the first network",
+        "spectra": "energy carried together (%)",
+        "two planes": "distance in weight space, towards its expert",
     }
     assert units.get(name, "accuracy on test images (%)") in written
 
@@ -269,15 +269,38 @@ def test_panels_share_their_scale() -> None:
     assert len({axes.get_ylim() for axes in DRAWN["two paths"]().axes}) == 1
 
 
-def test_lines_of_a_path_are_its_losses_from_zero_up() -> None:
+def test_lines_of_a_path_are_its_losses_on_a_scale_that_holds_them_all() -> None:
     one = path()
     (axes,) = draw_paths({"mild": one}, TITLES, ("a", "b")).axes
     for line, losses in zip(axes.lines, one.losses.values(), strict=False):
         assert list(line.get_xdata()) == one.steps
         assert list(line.get_ydata()) == losses
     low, high = axes.get_ylim()
-    assert low == 0
+    assert axes.get_yscale() == "log"
+    assert low < min(map(min, one.losses.values()))
     assert high > max(map(max, one.losses.values()))
+
+
+def test_a_path_of_one_task_names_it_at_its_axis() -> None:
+    drawn = draw_paths({"mild": path(1)}, TITLES, ("a", "b"))
+    assert drawn.axes[0].get_ylabel() == "loss on digits, upright (nats)"
+    assert not drawn.legends
+
+
+def test_marks_of_the_same_accuracy_do_not_hide_each_other() -> None:
+    (axes,) = draw_comparison({"one": comparison()}).axes
+    rows = np.array([line.get_ydata() for line in axes.lines])
+    assert np.diff(rows, axis=0).min() > 0.15
+    assert np.abs(rows - np.arange(len(NAMES))).max() < 0.5
+
+
+def test_the_energy_of_the_first_directions_is_added_up() -> None:
+    shares = {"a": torch.tensor([1.0, 0.5, 0.5]), "shuffled": torch.ones(3)}
+    axes = draw_spectra(shares, {"a": "a", "shuffled": "its numbers shuffled"}, "w", first=2).axes[0]
+    found, control = axes.lines
+    np.testing.assert_allclose(found.get_ydata(), [100 / 1.5, 125 / 1.5], rtol=1e-6)
+    np.testing.assert_allclose(control.get_ydata(), [100 / 3, 200 / 3], rtol=1e-6)
+    assert control.get_linewidth() > 2 * found.get_linewidth()
 
 
 def test_the_networks_of_a_plane_stand_at_their_places() -> None:
@@ -293,7 +316,7 @@ def test_the_networks_of_a_plane_stand_at_their_places() -> None:
 
 @pytest.mark.parametrize("loss", [0.7, 0.0, 1e-5])
 def test_a_plane_without_any_slope_is_drawn_all_the_same(loss: float) -> None:
-    level = Plane([0.0, 1.0], [0.0, 1.0], {"a": torch.full((2, 2), loss)}, {"base": (0.0, 0.0)})
+    level = Plane([0.0, 1.0], [0.0, 1.0], {"a": torch.full((2, 2), loss)}, {"base": (0.0, 0.0)}, {})
     assert png(draw_planes({"level": level}, {}))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from apgd_teach.errors import MergeError
 from apgd_teach.merging import Apgd, merge, soft_projector
 
-SOFTNESS = 0.125
+SOFTNESS = Apgd().softness
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
