@@ -123,7 +123,7 @@ RULES: dict[str, Callable[[LayerFacts], float]] = {
 """Rules by name, each a number of directions. How near each comes to the best constant rank of a setting, on the pools
 that they were designed on and on others: `benchmarks/settings.md`. What solves the layer and scores it (`agreement`,
 `left_out`) mostly protects nothing: such scores rise with the rank. `Apgd(protect="auto")` does without a number:
-`subspace.soft_projector`."""
+`subspace.soft_projector`, measured beside "energy" and "step" in `benchmarks/protection.md`."""
 
 
 def automatic_rank(rule: str, layer: LayerFacts) -> int:

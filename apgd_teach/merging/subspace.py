@@ -150,7 +150,7 @@ def soft_projector(task_vectors: Tensor, softness: float) -> Tensor:
     Returns:
         W, shape (out, out), symmetric; zeros where no task moved.
 
-    Source: this project; measured in `benchmarks/settings.md`. Lesson: 05.
+    Source: this project; measured in `benchmarks/protection.md`. Lesson: 05.
     """
     energy = task_vectors.new_zeros(2 * (task_vectors.shape[1],))
     moved = 0
