@@ -106,11 +106,11 @@ class Apgd:
     choice is granularity "row", protect 1/6, trim 0.3, flatten 0. Tables, and what else was tried, with the settings in
     which these defaults lose: `benchmarks/settings.md`.
 
-    Where the spectrum is flattened less, protection has something to do. With flatten 0.5 and protect "auto" every one of
-    sixteen settings that its κ was not chosen on (two optimisers and two regimes on new seeds, another network and other
-    tasks) came within a tenth of (experts − base) of the best constant share there, and the mean over each of the four
-    suites lay above that of any one constant: `benchmarks/protection.md`. The defaults recovered as much on those pools,
-    and more on the ones they were chosen on.
+    Where the spectrum is flattened less, protection has something to do. With flatten 0.5 and protect "auto" each of
+    sixteen settings that its κ was not chosen on (two optimisers and two regimes, on new seeds, another network and
+    other tasks) came within a tenth of (experts − base) of the best constant share there, and the mean over each of the
+    four suites lay above that of any one constant: `benchmarks/protection.md`. The defaults recovered as much on those
+    pools, and more on the ones they were chosen on.
 
     Facts for the audit: "coefficients"; "protected", share of r, of soft protection the share that it amounts to;
     "leak", ‖P(M − S)‖/‖PS‖ of the solved M, which soft protection (W in place of P) makes small and not zero;
