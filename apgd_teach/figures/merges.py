@@ -78,8 +78,9 @@ def draw_paths(paths: Mapping[str, Path], titles: Mapping[str, str], ends: tuple
             place.yaxis.set_minor_formatter(NullFormatter())
             place.set_ylim(0.8 * max(min(every), 1e-4), 1.25 * max(every))
             place.set_xticks([0, 0.5, 1], [ends[0], "average", ends[1]])
-            for label, side in zip(place.get_xticklabels(), ("left", "center", "right"), strict=True):
-                label.set_horizontalalignment(side)
+            left, _, right = place.get_xticklabels()
+            left.set_horizontalalignment("left")
+            right.set_horizontalalignment("right")
             place.set_title(title)
         if len(tasks) == 1:
             axes[0].set_ylabel(f"loss on {titles[tasks[0]]} (nats)")

@@ -22,7 +22,7 @@ from apgd_teach.merging.settings import number, whole
 from apgd_teach.merging.statedict import norm
 from apgd_teach.merging.subspace import BASES, eigh_in_place, overflows, shared_basis, soft_projector
 from apgd_teach.merging.surrogate import check_granularity, share_left
-from apgd_teach.merging.threshold import mask
+from apgd_teach.merging.threshold import mask, shares, trimmed
 
 __all__ = ["SOFT", "SOLVERS", "Apgd", "Solution"]
 
@@ -177,8 +177,9 @@ class Apgd:
         facts: dict[str, Fact] = {}
         if self.trim < 1:
             kept = mask(task_vectors, self.trim, layer.thresholds)
-            update = _trimmed(task_vectors, solved, kept)
-            facts["kept"] = tuple(kept.flatten(1).to(torch.float32).mean(dim=1).tolist())
+            update = trimmed(task_vectors, solved.delta, solved.coefficients, kept)
+            facts["kept"] = shares(kept)
+            del kept
         if self.flatten:
             update = flattened(update, self.flatten, least=layer.noise(len(task_vectors)))
         return Update(update, {**facts, **self._facts(task_vectors, solved, update)})
@@ -270,12 +271,6 @@ def _left(
 def _inside(basis: Tensor, matrix: Tensor) -> Tensor:
     """P X: what of X (out, in) lies in the subspace."""
     return basis @ (basis.mT @ matrix)
-
-
-def _trimmed(task_vectors: Tensor, solved: Solution, kept: Tensor) -> Tensor:
-    """Σ λᵢ (τᵢ + Δ) ⊙ maskᵢ."""
-    moved = solved.coefficients[:, None, None] * (task_vectors + solved.delta)
-    return (moved * kept).sum(dim=0)
 
 
 def flattened(update: Tensor, share: float, *, least: float = 0.0) -> Tensor:

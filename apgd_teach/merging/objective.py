@@ -30,7 +30,8 @@ class PerLayer:
     task_vectors: Tensor
 
     def _residual(self, update: Tensor) -> Tensor:
-        return torch.einsum("toi,toi->t", update - self.task_vectors, self.task_vectors)
+        # Task by task: all differences at once would be as large as the task vectors.
+        return torch.stack([torch.tensordot(update - tau, tau, dims=2) for tau in self.task_vectors])
 
     def value(self, update: Tensor) -> Tensor:
         """The surrogate at M (out, in), halved."""
@@ -51,18 +52,20 @@ class PerRow:
     """½ Σⱼ ‖diag Rⱼ‖²: one number per task and output unit. This is the paper's code.
 
     Attributes:
-        rows: τ by output unit, shape (out, task, in): the products below are one small matrix product a row.
+        task_vectors: τ, shape (task, out, in).
+        squares: ‖τⱼₒ‖², shape (out, task).
 
     Source: method.md §2.3, §5.2. Lesson: 06.
     """
 
-    rows: Tensor
+    task_vectors: Tensor
+    squares: Tensor
 
     def _along(self, update: Tensor) -> Tensor:
-        return torch.bmm(self.rows, update.unsqueeze(-1))
+        return torch.einsum("oi,toi->ot", update, self.task_vectors)
 
     def _residual(self, update: Tensor) -> Tensor:
-        return self._along(update) - self.rows.square().sum(dim=-1, keepdim=True)
+        return self._along(update) - self.squares
 
     def value(self, update: Tensor) -> Tensor:
         """The surrogate at M (out, in), halved."""
@@ -70,11 +73,11 @@ class PerRow:
 
     def gradient(self, update: Tensor) -> Tensor:
         """In row o: Σⱼ ⟨τⱼₒ, Mₒ − τⱼₒ⟩ τⱼₒ, shape (out, in)."""
-        return torch.bmm(self.rows.mT, self._residual(update)).squeeze(-1)
+        return torch.einsum("ot,toi->oi", self._residual(update), self.task_vectors)
 
     def curvature(self, direction: Tensor) -> Tensor:
         """In row o: Σⱼ ⟨τⱼₒ, Dₒ⟩ τⱼₒ, shape (out, in)."""
-        return torch.bmm(self.rows.mT, self._along(direction)).squeeze(-1)
+        return torch.einsum("ot,toi->oi", self._along(direction), self.task_vectors)
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ def objective(task_vectors: Tensor, granularity: str, *, power: float = 2.0, top
     if granularity == "layer":
         return PerLayer(task_vectors)
     if granularity == "row":
-        return PerRow(task_vectors.transpose(0, 1).contiguous())
+        return PerRow(task_vectors, torch.einsum("toi,toi->ot", task_vectors, task_vectors))
     return _full(task_vectors, power, top)
 
 

@@ -14,7 +14,7 @@ from apgd_teach.merging.method import ALONE, Fact, Layer, Update
 from apgd_teach.merging.settings import number, whole
 from apgd_teach.merging.subspace import overflows, shared_basis
 from apgd_teach.merging.surrogate import share_left
-from apgd_teach.merging.threshold import mask
+from apgd_teach.merging.threshold import mask, shares, trimmed
 
 __all__ = ["ApgdPublished"]
 
@@ -66,7 +66,7 @@ class ApgdPublished:
         delta = self.delta(task_vectors, coefficients, basis)
         start = torch.einsum("t,toi->oi", coefficients, task_vectors)
         kept = mask(task_vectors, self.trim, layer.thresholds)
-        update = torch.einsum("t,toi->oi", coefficients, (task_vectors + delta) * kept)
+        update = trimmed(task_vectors, delta, coefficients, kept)
         facts: dict[str, Fact] = {
             "coefficients": tuple(coefficients.tolist()),
             "protected": basis.shape[1] / min(task_vectors.shape[1:]),
@@ -74,7 +74,7 @@ class ApgdPublished:
             "leak_merged": leak(basis, update, start),
             "surrogate_before": share_left(task_vectors, start, "row"),
             "surrogate_after": share_left(task_vectors, update, "row"),
-            "kept": tuple(kept.flatten(1).to(torch.float32).mean(dim=1).tolist()),
+            "kept": shares(kept),
         }
         return Update(update, facts)
 
@@ -94,8 +94,8 @@ class ApgdPublished:
         delta, first, second = (torch.zeros_like(start) for _ in range(3))
         for step in range(1, self.steps + 1):
             update = start + together * delta
-            residual = torch.einsum("toi,toi->to", task_vectors, update - task_vectors)
-            gradient = off(basis, 2 * together * torch.einsum("to,toi->oi", residual, task_vectors))
+            residual = torch.stack([(tau * (update - tau)).sum(dim=1) for tau in task_vectors], dim=1)
+            gradient = off(basis, 2 * together * torch.einsum("ot,toi->oi", residual, task_vectors))
             # Adam, with its usual constants. The division is element by element: here the projection is undone.
             first = 0.9 * first + 0.1 * gradient
             second = 0.999 * second + 0.001 * gradient.square()

@@ -57,12 +57,12 @@ def merge_files(
     workers. The output appears when it is whole: until then, and after any error or Ctrl-C, what was there before is
     untouched and nothing else is left behind.
 
-    Memory beyond the imports, in layers (the largest layer as float32) for every worker: at most T + 5 and 0.3 GB in
-    all for `average`, `task_arithmetic`, `ties` and `dare`. Methods that decompose or solve do so in float64, with much
-    beside the task vectors: at most T + 24 and 0.1 GB for `apgd` as it comes, `wudi` and `tsv_m`. Measured with two
-    square layers in bfloat16 on one thread, T = 8, all that was added to the imports: 2,600² `average` 14.5 layers,
-    `apgd` 30.3, `wudi` 30.4, `tsv_m` 31.1; 1,600² 14.6, 33.5, 34.0 and 26.0. With T = 3 and 2,600² `apgd` took 25.1 and
-    `wudi` 14.9.
+    Memory beyond the imports: at most T + 5 layers (the largest layer as float32) for every worker, and 0.3 GB in all.
+    Methods that decompose or solve take more layers than that, but not more memory, as far as it was measured: one
+    square layer in bfloat16, T = 8, two threads, all that was added to the peak of the imports. 1,600²: `apgd` 19
+    layers, `wudi` 20, `tsv_m` 25, where the bound is 42. 2,600²: `apgd` 14 (soft protection 16; protect 1/6 21; "row",
+    protected and trimmed, 22), `wudi` 20, `tsv_m` 16, `iso_c` 7, where it is 24. 4,096²: `apgd` 14, `wudi` 15, where it
+    is 17. Only `apgd_published` takes more: 35 at 2,600².
 
     Args:
         base: θ₀: a `.safetensors` file, a `….safetensors.index.json`, or a folder that holds one of the two.

@@ -42,6 +42,28 @@ def mask(task_vectors: Tensor, share: float, at: Tensor | None = None) -> Tensor
     return found
 
 
+def trimmed(task_vectors: Tensor, delta: Tensor, coefficients: Tensor, kept: Tensor) -> Tensor:
+    """Σ λᵢ (τᵢ + Δ) ⊙ maskᵢ, shape (out, in): task by task, since all of them at once would double the memory.
+
+    Args:
+        task_vectors: τ, shape (task, out, in).
+        delta: Δ, shape (out, in).
+        coefficients: λ, shape (task,).
+        kept: the masks, shape (task, out, in), see `mask`.
+
+    Source: method.md §2.7. Lesson: 06.
+    """
+    update = torch.zeros_like(delta)
+    for coefficient, tau, one in zip(coefficients, task_vectors, kept, strict=True):
+        update += coefficient * (tau + delta) * one
+    return update
+
+
+def shares(kept: Tensor) -> tuple[float, ...]:
+    """The share of each task's entries that a mask (task, out, in) keeps."""
+    return tuple(int(one.count_nonzero()) / one.numel() for one in kept)
+
+
 def threshold(task_vectors: Tensor, share: float) -> Tensor:
     """The |τ|, in float32, at and above which an entry of one layer alone is kept, shape (task,).
 
