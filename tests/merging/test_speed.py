@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from apgd_teach.merging import Apgd, projector
+from apgd_teach.merging import Apgd, ApgdPublished, projector
 
 bench = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("benchmark_layers.py"))))
 
@@ -29,6 +29,16 @@ def test_the_loop_protects_what_the_exact_solver_protects() -> None:
     ours = Apgd(granularity="row", protect=1 / 6, flatten=0.0).solve(tau).basis
     assert ours.shape == (96, 12)
     assert torch.allclose(projector(bench.literal_basis(tau)), projector(ours), atol=1e-6)
+
+
+def test_the_literal_loop_is_the_library_s() -> None:
+    tau = bench.make_task_vectors(96, 72).double()
+    basis = bench.literal_basis(tau)
+    coefficients = bench.task_aware(tau, eta=bench.ETA)
+    literal = bench.literal_delta(tau, coefficients, basis)
+    ours = ApgdPublished(eta=bench.ETA).delta(tau, coefficients, basis)
+    assert float(literal.norm()) > 0
+    torch.testing.assert_close(ours, literal, rtol=1e-6, atol=1e-9 * float(literal.abs().max()))
 
 
 def test_the_benchmark_s_task_vectors_are_of_the_length_and_kind_that_it_states() -> None:
