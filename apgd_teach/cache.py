@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 from apgd_teach.errors import CacheError
-from apgd_teach.files import own_folder, shown, write_atomically
+from apgd_teach.files import own_folder, shown, try_folder, write_atomically
 
 __all__ = ["FORMAT", "Cache", "Damaged", "Entry", "Nearest", "changed"]
 
@@ -112,9 +111,7 @@ class Cache:
             CacheError: the folder cannot be made or written.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder):
-                pass
+            try_folder(self.folder)
         except OSError as error:
             raise self._refusal("Trained networks", error) from None
 

@@ -21,7 +21,7 @@ from apgd_teach.data.bundled import BUNDLE
 from apgd_teach.data.full import NotHere, default_folder, read_folder
 from apgd_teach.devices import describe_device, pick_device
 from apgd_teach.errors import ApgdTeachError, CourseError
-from apgd_teach.files import named_folder, own_folder, shown
+from apgd_teach.files import named_folder, own_folder, shown, try_folder
 from apgd_teach.tables import Table
 
 __all__ = ["BROWSERS", "Finding", "doctor_table", "examine"]
@@ -201,9 +201,7 @@ def cache(folder: Path) -> Finding:
     """Can trained networks be kept, and how many are?"""
     needed = "a folder that can be written"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        try_folder(folder)
         files = [path for path in folder.rglob("*") if path.is_file()]
         megabytes = sum(path.stat().st_size for path in files) / 1e6
     except OSError as error:

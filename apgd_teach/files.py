@@ -9,7 +9,7 @@ from pathlib import Path
 
 import platformdirs
 
-__all__ = ["FOLDERS", "named_folder", "own_folder", "settled", "shown", "write_atomically"]
+__all__ = ["FOLDERS", "named_folder", "own_folder", "settled", "shown", "try_folder", "write_atomically"]
 
 FOLDERS = ("APGD_TEACH_CACHE", "APGD_TEACH_DATA")
 """Environment variables that name a folder: for what the package makes, and with the full data sets in it."""
@@ -29,6 +29,17 @@ def own_folder() -> Path:
 def settled(environment: Mapping[str, str]) -> dict[str, str]:
     """`environment` with its folders absolute, for a process that will run elsewhere."""
     return {**environment, **{name: str(folder) for name in FOLDERS if (folder := named_folder(name))}}
+
+
+def try_folder(folder: Path) -> None:
+    """Make a folder if need be, and try whether a file can be made in it; nothing of that file is left.
+
+    Raises:
+        OSError: as the system reports it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def write_atomically(path: Path, content: bytes) -> None:

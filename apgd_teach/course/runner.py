@@ -29,7 +29,7 @@ from apgd_teach.course.profiles import MIME, PROFILES
 from apgd_teach.course.publish import heading, to_html, write_index
 from apgd_teach.course.sources import find, list_sources, notebook_text, read_notebook
 from apgd_teach.errors import CourseError
-from apgd_teach.files import settled, shown, write_atomically
+from apgd_teach.files import settled, shown, try_folder, write_atomically
 from apgd_teach.tables import Table
 
 __all__ = ["BUDGET_S", "RunResult", "errors_in", "profiles_in", "results_table", "run_course", "run_notebook"]
@@ -164,9 +164,7 @@ def _refuse_profile(parameters: Mapping[str, object]) -> None:
 def _refuse_folder(folder: Path) -> None:
     """Better said before the first notebook has run than after it."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        try_folder(folder)
     except OSError as error:
         raise CourseError(
             f"nothing can be written to {shown(folder.absolute())} ({error.strerror or error}); name another folder "
