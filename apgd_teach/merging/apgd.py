@@ -12,16 +12,16 @@ from torch import Tensor
 from apgd_teach.errors import MergeError
 from apgd_teach.merging.coefficients import task_aware
 from apgd_teach.merging.descent import Path, descend, off
-from apgd_teach.merging.exact import FILTERS, conjugate_gradients, full_solution
+from apgd_teach.merging.exact import FILTERS, conjugate_gradients, full_solution, row_solution
 from apgd_teach.merging.method import ALONE, Fact, Layer, Update
-from apgd_teach.merging.objective import Full, Objective, objective
+from apgd_teach.merging.objective import Full, Objective, PerRow, objective
 from apgd_teach.merging.polar import noise
 from apgd_teach.merging.published import leak
 from apgd_teach.merging.rank import RULES, LayerFacts, automatic_rank
 from apgd_teach.merging.settings import number, whole
 from apgd_teach.merging.statedict import norm
 from apgd_teach.merging.subspace import BASES, eigh_in_place, overflows, shared_basis, soft_projector
-from apgd_teach.merging.surrogate import check_granularity, share_left
+from apgd_teach.merging.surrogate import before_and_after, check_granularity
 from apgd_teach.merging.threshold import mask, shares, trimmed
 
 __all__ = ["SOFT", "SOLVERS", "Apgd", "Solution"]
@@ -213,6 +213,8 @@ class Apgd:
             update, path = descend(quadratic, start, basis, self.steps)
         elif isinstance(quadratic, Full):
             update = full_solution(quadratic, start, basis, self.filter, self._strength)
+        elif isinstance(quadratic, PerRow):
+            update, _ = row_solution(quadratic, start, basis)
         else:
             update, _ = conjugate_gradients(quadratic, start, basis)
         held = update if soft is None else update - soft @ (update - start)
@@ -252,8 +254,7 @@ class Apgd:
             "objective_before": solved.left[0],
             "objective_solved": solved.left[1],
             "gradient_left": solved.left[2],
-            "surrogate_before": share_left(task_vectors, solved.start, self.granularity),
-            "surrogate_after": share_left(task_vectors, update, self.granularity),
+            **before_and_after(task_vectors, solved.start, update, self.granularity),
         }
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from apgd_teach.errors import MergeError
 from apgd_teach.merging.descent import free_gradient, off
 from apgd_teach.merging.objective import Full, PerLayer, PerRow
+from apgd_teach.merging.statedict import norm
 
-__all__ = ["FILTERS", "conjugate_gradients", "full_solution", "spectral_filter"]
+__all__ = ["FILTERS", "conjugate_gradients", "full_solution", "row_solution", "spectral_filter"]
 
 FILTERS = ("cutoff", "time")
 """How small eigenvalues of G are treated: dropped below a share of the largest, or left as descent does in a time."""
@@ -105,3 +108,57 @@ def conjugate_gradients(
         direction = left + size / last * direction
         taken += 1
     return start + off(basis, moved), taken
+
+
+def row_solution(
+    quadratic: PerRow, start: Tensor, basis: Tensor, *, tolerance: float = 1e-4, steps: int = 50
+) -> tuple[Tensor, int]:
+    """The same minimiser of `row` as `conjugate_gradients` finds, in about half the steps.
+
+    `row` asks for one equation per task and output unit, ⟨Mₒ, τⱼₒ⟩ = ‖τⱼₒ‖². Where all of them can be met, the M
+    nearest to S is S + (I − P)·[Σⱼ yⱼₒ τⱼₒ]ₒ with one number y per equation, and y solves K y = what is missing at S.
+    But for P, K falls apart into one T × T matrix per output unit, the products ⟨τⱼₒ, τₖₒ⟩: their inverses are the
+    preconditioner, and with nothing protected they are the answer. Where experts contradict each other in a unit, the
+    equations cannot all be met, and `conjugate_gradients` minimises what is left of them.
+
+    Args:
+        quadratic: the `row` surrogate.
+        start: S = Σ λᵢτᵢ, shape (out, in).
+        basis: U (out, k) of the protected subspace.
+        tolerance: how much of what is missing at S may still be missing, as a root mean square over the equations.
+        steps: at most so many before the other way is tried.
+
+    Returns:
+        M (out, in), and how many steps it took.
+
+    Source: method.md §3. Lesson: 06.
+    """
+    missing = -quadratic.residual(start)
+    products = torch.einsum("toi,soi->ots", quadratic.task_vectors, quadratic.task_vectors)
+    squares = products.diagonal(dim1=1, dim2=2)
+    longest = float(squares.max())
+    if not longest > 0:
+        return start.clone(), 0
+    # In units of the longest row, and a little on the diagonal: experts that agree in a unit leave it singular.
+    squares += 1e-5 * squares.mean(dim=1, keepdim=True) + 1e-10 * longest
+    inverse = torch.linalg.inv(products / longest)
+    remaining = begun = missing / longest
+    found = torch.zeros_like(remaining)
+    direction, along, taken = torch.zeros_like(remaining), math.inf, 0
+    while taken < steps and norm(remaining) > tolerance * norm(begun):
+        bent = (inverse @ remaining.unsqueeze(2)).squeeze(2)
+        last, along = along, float((remaining * bent).sum())
+        direction = bent + along / last * direction
+        curved = quadratic.along(off(basis, quadratic.spread(direction))) / longest
+        size = float((direction * curved).sum())
+        if not size > 0:
+            break
+        found = found + along / size * direction
+        remaining = remaining - along / size * curved
+        taken += 1
+    update = start + off(basis, quadratic.spread(found))
+    # `remaining` was carried along, and rounding with it: what M really leaves decides.
+    if norm(quadratic.residual(update)) <= 2 * tolerance * norm(missing):
+        return update, taken
+    update, more = conjugate_gradients(quadratic, start, basis, tolerance=tolerance)
+    return update, taken + more

@@ -61,23 +61,29 @@ class PerRow:
     task_vectors: Tensor
     squares: Tensor
 
-    def _along(self, update: Tensor) -> Tensor:
+    def along(self, update: Tensor) -> Tensor:
+        """⟨Mₒ, τⱼₒ⟩ of every output unit and task, shape (out, task)."""
         return torch.einsum("oi,toi->ot", update, self.task_vectors)
 
-    def _residual(self, update: Tensor) -> Tensor:
-        return self._along(update) - self.squares
+    def spread(self, numbers: Tensor) -> Tensor:
+        """In row o: Σⱼ yₒⱼ τⱼₒ, shape (out, in), of one number y (out, task) per output unit and task."""
+        return torch.einsum("ot,toi->oi", numbers, self.task_vectors)
+
+    def residual(self, update: Tensor) -> Tensor:
+        """⟨τⱼₒ, Mₒ − τⱼₒ⟩, the diagonal of Rⱼ, shape (out, task)."""
+        return self.along(update) - self.squares
 
     def value(self, update: Tensor) -> Tensor:
         """The surrogate at M (out, in), halved."""
-        return self._residual(update).square().sum() / 2
+        return self.residual(update).square().sum() / 2
 
     def gradient(self, update: Tensor) -> Tensor:
         """In row o: Σⱼ ⟨τⱼₒ, Mₒ − τⱼₒ⟩ τⱼₒ, shape (out, in)."""
-        return torch.einsum("ot,toi->oi", self._residual(update), self.task_vectors)
+        return self.spread(self.residual(update))
 
     def curvature(self, direction: Tensor) -> Tensor:
         """In row o: Σⱼ ⟨τⱼₒ, Dₒ⟩ τⱼₒ, shape (out, in)."""
-        return torch.einsum("ot,toi->oi", self._along(direction), self.task_vectors)
+        return self.spread(self.along(direction))
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,8 @@ def objective(task_vectors: Tensor, granularity: str, *, power: float = 2.0, top
     if granularity == "layer":
         return PerLayer(task_vectors)
     if granularity == "row":
-        return PerRow(task_vectors, torch.einsum("toi,toi->ot", task_vectors, task_vectors))
+        # Task by task: all products at once would be as large as the task vectors.
+        return PerRow(task_vectors, torch.stack([torch.einsum("oi,oi->o", tau, tau) for tau in task_vectors], dim=1))
     return _full(task_vectors, power, top)
 
 

@@ -13,7 +13,7 @@ from apgd_teach.merging.descent import off
 from apgd_teach.merging.method import ALONE, Fact, Layer, Update
 from apgd_teach.merging.settings import number, whole
 from apgd_teach.merging.subspace import overflows, shared_basis
-from apgd_teach.merging.surrogate import share_left
+from apgd_teach.merging.surrogate import before_and_after
 from apgd_teach.merging.threshold import mask, shares, trimmed
 
 __all__ = ["ApgdPublished"]
@@ -72,8 +72,7 @@ class ApgdPublished:
             "protected": basis.shape[1] / min(task_vectors.shape[1:]),
             "leak": leak(basis, start + coefficients.sum() * delta, start),
             "leak_merged": leak(basis, update, start),
-            "surrogate_before": share_left(task_vectors, start, "row"),
-            "surrogate_after": share_left(task_vectors, update, "row"),
+            **before_and_after(task_vectors, start, update, "row"),
             "kept": shares(kept),
         }
         return Update(update, facts)

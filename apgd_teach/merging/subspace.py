@@ -172,7 +172,8 @@ def overflows(task_vectors: Tensor) -> bool:
 
     No decomposition takes infinity or NaN. A method hands it on as NaN, and the merge names the tensor.
     """
-    largest = float(torch.linalg.vector_norm(task_vectors, ord=math.inf))
+    least, most = torch.aminmax(task_vectors)
+    largest = max(-float(least), float(most))
     return not largest * math.sqrt(task_vectors.numel()) < torch.finfo(task_vectors.dtype).max ** 0.25
 
 

@@ -13,9 +13,9 @@ from apgd_teach.errors import MergeError
 
 __all__ = [
     "GRANULARITIES",
+    "before_and_after",
     "check_granularity",
     "residual",
-    "share_left",
     "surrogate",
     "taylor_gap",
     "taylor_gap_with_gradient",
@@ -120,28 +120,41 @@ def surrogate(task_vectors: Tensor, update: Tensor, granularity: str) -> Tensor:
     check_granularity(granularity)
     _check_shapes(task_vectors, update)
     # Task by task: all differences at once would double the memory that the task vectors take.
-    return torch.stack([_squared(tau, update - tau, granularity) for tau in task_vectors])
+    return torch.stack([_squared(tau, update - tau, granularity, _gram(tau, granularity)) for tau in task_vectors])
 
 
-def share_left(task_vectors: Tensor, update: Tensor, granularity: str) -> tuple[float, ...]:
-    """The surrogate of each task at M as a share of what it is at the base (M = 0); 0 for a zero task vector.
+def before_and_after(
+    task_vectors: Tensor, start: Tensor, update: Tensor, granularity: str
+) -> dict[str, tuple[float, ...]]:
+    """The surrogate of each task at S and at M, as shares of what it is at the base (M = 0).
 
     Args:
         task_vectors: τ, shape (task, out, in).
+        start: S, shape (out, in).
         update: M, shape (out, in).
         granularity: "layer", "row" or "full".
 
     Returns:
-        a number per task: what audits state as "surrogate_before" and "surrogate_after".
+        "surrogate_before" and "surrogate_after", a number per task; 0 for a zero task vector. Audits state them.
 
     Raises:
         MergeError: there is no such granularity, or the shapes do not fit.
 
     Source: method.md §2.3. Lesson: 06.
     """
-    nothing = surrogate(task_vectors, torch.zeros_like(update), granularity)
-    there = surrogate(task_vectors, update, granularity)
-    return tuple(torch.where(nothing > 0, there / nothing, 0.0).tolist())
+    check_granularity(granularity)
+    for one in (start, update):
+        _check_shapes(task_vectors, one)
+    found = []
+    for tau in task_vectors:
+        gram = _gram(tau, granularity)
+        nothing, before, after = (
+            float(_squared(tau, one - tau, granularity, gram)) for one in (torch.zeros_like(tau), start, update)
+        )
+        found.append((before / nothing, after / nothing) if nothing > 0 else (0.0, 0.0))
+    return {
+        name: tuple(one[place] for one in found) for place, name in enumerate(("surrogate_before", "surrogate_after"))
+    }
 
 
 def weights(task_vectors: Tensor, granularity: str) -> Tensor:
@@ -180,16 +193,20 @@ def check_granularity(granularity: str) -> None:
         raise MergeError(f"there is no granularity {granularity!r}; use one of: {', '.join(GRANULARITIES)}.")
 
 
-def _squared(tau: Tensor, difference: Tensor, granularity: str) -> Tensor:
+def _gram(tau: Tensor, granularity: str) -> Tensor | None:
+    """τᵀτ, shape (in, in), where the way to the surrogate leads over it: half of the work, the same at every M."""
+    return tau.mT @ tau if granularity == "full" and tau.shape[0] > tau.shape[1] else None
+
+
+def _squared(tau: Tensor, difference: Tensor, granularity: str, gram: Tensor | None) -> Tensor:
     if granularity == "layer":
         return (difference * tau).sum().square()
     if granularity == "row":
-        return (difference * tau).sum(dim=1).square().sum()
-    n_out, n_in = tau.shape
-    if n_out <= n_in:
+        return torch.einsum("oi,oi->o", difference, tau).square().sum()
+    if gram is None:
         return (difference @ tau.mT).square().sum()
     # ‖Dτᵀ‖² = tr[(τᵀτ)(DᵀD)]: two (in, in) matrices instead of one (out, out). Rounding can take it below zero.
-    return ((tau.mT @ tau) * (difference.mT @ difference)).sum().clamp_min(0)
+    return (gram * (difference.mT @ difference)).sum().clamp_min(0)
 
 
 def _check_shapes(task_vectors: Tensor, update: Tensor) -> None:

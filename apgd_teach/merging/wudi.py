@@ -13,7 +13,7 @@ from apgd_teach.merging.method import Fact, Update
 from apgd_teach.merging.objective import Full, objective
 from apgd_teach.merging.settings import number
 from apgd_teach.merging.subspace import overflows
-from apgd_teach.merging.surrogate import share_left
+from apgd_teach.merging.surrogate import before_and_after
 
 __all__ = ["Wudi"]
 
@@ -50,7 +50,6 @@ class Wudi:
         nothing = torch.zeros_like(task_vectors[0])
         update = full_solution(quadratic, nothing, nothing[:, :0], "cutoff", self.cutoff)
         facts: dict[str, Fact] = {
-            "surrogate_before": share_left(task_vectors, task_vectors.mean(dim=0), "full"),
-            "surrogate_after": share_left(task_vectors, update, "full"),
+            **before_and_after(task_vectors, task_vectors.mean(dim=0), update, "full"),
         }
         return Update(update, facts)

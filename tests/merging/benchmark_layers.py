@@ -4,8 +4,9 @@ Per size of a layer, T = 8, float32, all in one process and in turn:
 
 * the loop: what the paper's public code does, 9 singular value decompositions and 400 steps of Adam, with the gradient
   written out as its formulas are (cheaper than the code's automatic differentiation);
-* `row` exact: conjugate gradients with r/6 protected, its subspace, coefficients and facts for the audit included;
-* the solver alone: the 400 steps beside conjugate gradients, the subspace given;
+* `row` exact: preconditioned conjugate gradients with r/6 protected, its subspace, coefficients and facts for the audit
+  included;
+* the solver alone: the 400 steps beside those of `row` exact, the subspace given;
 * `full` exact, nothing protected and nothing flattened, and the recommended `Apgd()`.
 
 The loop runs once between the repetitions of ours; a ratio is that of the loop to one repetition, and the median of the
@@ -41,7 +42,7 @@ from torch import Tensor
 
 from apgd_teach.merging import Apgd, merge_files, surrogate
 from apgd_teach.merging.coefficients import task_aware
-from apgd_teach.merging.exact import conjugate_gradients
+from apgd_teach.merging.exact import row_solution
 from apgd_teach.merging.objective import objective
 from apgd_teach.tables import Table
 
@@ -122,7 +123,7 @@ def literal_delta(task_vectors: Tensor, coefficients: Tensor, basis: Tensor) -> 
 def direct(task_vectors: Tensor, basis: Tensor) -> Tensor:
     """The exact solution of the same problem, from the same start."""
     start = torch.einsum("t,toi->oi", task_aware(task_vectors, eta=ETA), task_vectors)
-    return conjugate_gradients(objective(task_vectors, "row"), start, basis)[0]
+    return row_solution(objective(task_vectors, "row"), start, basis)[0]
 
 
 def share_left(task_vectors: Tensor, update: Tensor) -> float:
@@ -257,7 +258,7 @@ PHASES = {
     "facts of the merge": ("engine.py", ("_facts", "_left")),
     "subspace": ("subspace.py", "shared_basis"),
     "G and B": ("objective.py", "_full"),
-    "solving": ("exact.py", ("full_solution", "conjugate_gradients")),
+    "solving": ("exact.py", ("full_solution", "row_solution", "conjugate_gradients")),
     "flattening": ("apgd.py", "flattened"),
     "facts of the method": ("apgd.py", "_facts"),
     "writing": ("stream.py", ("write", "publish")),

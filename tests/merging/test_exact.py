@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from apgd_teach.errors import MergeError
-from apgd_teach.merging.exact import conjugate_gradients, full_solution, spectral_filter
+from apgd_teach.merging import exact
+from apgd_teach.merging.exact import conjugate_gradients, full_solution, row_solution, spectral_filter
 from apgd_teach.merging.objective import objective
 
 SHAPES = [(3, 4, 5), (3, 5, 4), (2, 4, 4), (2, 2, 6), (4, 6, 2), (2, 1, 4), (2, 4, 1), (5, 3, 3)]
@@ -154,6 +155,120 @@ def test_where_there_is_nothing_to_do_nothing_is_done(granularity: str) -> None:
     close(kept, 0.3 * tau[0])
 
 
+# Rows, by their equations
+
+
+def hand_over(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Steps of every `conjugate_gradients` that `row_solution` fell back on."""
+    calls: list[int] = []
+
+    def counted(*given: object, **settings: object) -> tuple[Tensor, int]:
+        update, taken = conjugate_gradients(*given, **settings)
+        calls.append(taken)
+        return update, taken
+
+    monkeypatch.setattr(exact, "conjugate_gradients", counted)
+    return calls
+
+
+@protected
+@shapes
+def test_rows_are_solved_to_the_constrained_minimiser_nearest_to_the_start(shape, keep: int) -> None:
+    # Shapes with T > in, and with so much protected that not every equation can be met, are among them.
+    tau, start, basis = problem(shape, keep)
+    found, _ = row_solution(objective(tau, "row"), start, basis, tolerance=1e-11, steps=200)
+    close(found, literal_solution(tau.numpy(), "row", start.numpy(), basis.numpy()), 1e-6)
+    if keep:
+        close(basis.mT @ found, basis.mT @ start, 1e-9)
+
+
+def contradicting(tau: Tensor) -> Tensor:
+    tau[1, 2] = 2 * tau[0, 2]
+    return tau
+
+
+def agreeing(tau: Tensor) -> Tensor:
+    tau[1, 2] = tau[0, 2]
+    return tau
+
+
+def without_a_row(tau: Tensor) -> Tensor:
+    tau[:, 1] = 0
+    tau[0, 3] = 0
+    return tau
+
+
+@pytest.mark.parametrize(("change", "handed_over"), [(contradicting, True), (agreeing, False), (without_a_row, False)])
+@protected
+def test_experts_that_agree_contradict_each_other_or_are_silent_in_a_unit(
+    monkeypatch, change, handed_over: bool, keep: int
+) -> None:
+    calls = hand_over(monkeypatch)
+    tau, start, basis = problem((3, 5, 7), keep)
+    tau = change(tau.clone())
+    start = tau.mean(dim=0)
+    found, _ = row_solution(objective(tau, "row"), start, basis, tolerance=1e-9, steps=200)
+    expected = literal_solution(tau.numpy(), "row", start.numpy(), basis.numpy())
+    close(found, expected, 1e-5)
+    assert bool(calls) == handed_over
+    assert (float(objective(tau, "row").value(found)) > 1e-3) == handed_over
+
+
+def test_with_nothing_protected_rows_take_one_step_or_two() -> None:
+    # One T × T solve per row; the little on the diagonal may cost another step.
+    tau, start, basis = problem((4, 12, 20), 0)
+    quadratic = objective(tau, "row")
+    found, taken = row_solution(quadratic, start, basis)
+    assert taken <= 2
+    for o in range(12):
+        rows = tau[:, o]
+        missing = rows.square().sum(dim=1) - rows @ start[o]
+        close(found[o], start[o] + rows.mT @ torch.linalg.solve(rows @ rows.mT, missing), 1e-3)
+
+
+def test_rows_end_at_the_tolerance_or_are_handed_over_after_the_steps(monkeypatch) -> None:
+    calls = hand_over(monkeypatch)
+    tau, start, basis = problem((4, 40, 50), 12)
+    quadratic = objective(tau, "row")
+    whole = float(quadratic.residual(start).norm())
+    taken = []
+    for tolerance in (1e-1, 1e-3, 1e-6):
+        found, steps = row_solution(quadratic, start, basis, tolerance=tolerance)
+        assert float(quadratic.residual(found).norm()) <= 1.001 * tolerance * whole
+        taken.append(steps)
+    assert taken[0] < taken[1] < taken[2]
+    assert taken[2] < conjugate_gradients(quadratic, start, basis, tolerance=1e-6)[1]
+    assert not calls
+    found, steps = row_solution(quadratic, start, basis, tolerance=1e-6, steps=1)
+    assert calls == [steps - 1]
+    assert float(quadratic.residual(found).norm()) <= 1e-5 * whole
+
+
+def test_rows_where_there_is_nothing_to_do(monkeypatch) -> None:
+    calls = hand_over(monkeypatch)
+    tau, _, basis = problem((1, 3, 4), 1)
+    found, taken = row_solution(objective(tau, "row"), tau[0], basis)
+    close(found, tau[0], 1e-12)
+    assert taken == 0
+    nothing = torch.zeros_like(tau)
+    assert torch.equal(row_solution(objective(nothing, "row"), nothing[0], basis)[0], nothing[0])
+    assert not calls
+    # All protected: no equation can be met, and the start is the answer.
+    close(row_solution(objective(tau, "row"), 0.3 * tau[0], torch.eye(3, dtype=torch.float64))[0], 0.3 * tau[0])
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-6, 1.0, 1e5])
+@pytest.mark.parametrize("shape", [(4, 32, 48), (4, 48, 32)])
+def test_rows_in_float32_are_good_to_three_digits_at_every_length(monkeypatch, scale: float, shape) -> None:
+    calls = hand_over(monkeypatch)
+    tau, start, basis = problem(shape, 5)
+    exactly, _ = row_solution(objective(tau, "row"), start, basis, tolerance=1e-9, steps=200)
+    short = [one.float() for one in (scale * tau, scale * start, basis)]
+    single, _ = row_solution(objective(short[0], "row"), *short[1:], tolerance=1e-5)
+    assert float((single.double() / scale - exactly).norm() / exactly.norm()) < 1e-3
+    assert not calls
+
+
 # The closed form
 
 
@@ -284,6 +399,7 @@ def test_inputs_stay_as_they_are() -> None:
     before = start.clone(), basis.clone()
     for granularity in ("layer", "row"):
         conjugate_gradients(objective(tau, granularity), start, basis)
+    row_solution(objective(tau, "row"), start, basis)
     full_solution(objective(tau, "full"), start, basis, "time", 1.0)
     assert torch.equal(start, before[0])
     assert torch.equal(basis, before[1])
