@@ -262,7 +262,8 @@ def _left(
     quadratic: Objective, basis: Tensor, start: Tensor, reached: Tensor, update: Tensor
 ) -> tuple[float, float, float]:
     """`Solution.left`, of what the solver reached and of the update that soft protection made of it."""
-    nothing, before, after = (float(quadratic.value(one)) for one in (torch.zeros_like(start), start, update))
+    nothing = float(quadratic.value(torch.zeros_like(start)))
+    before, after = (float(quadratic.value(one)) for one in (start, update))
     slopes = [norm(off(basis, quadratic.gradient(one))) for one in (start, reached)]
     if not nothing > 0:
         return 0.0, 0.0, 0.0

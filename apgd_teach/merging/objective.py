@@ -106,7 +106,7 @@ class Full:
 
     def value(self, update: Tensor) -> Tensor:
         """The surrogate at M (out, in), halved."""
-        return ((update @ self.gram - 2 * self.target) * update).sum() / 2 + self.constant / 2
+        return (update @ self.gram).sub_(self.target, alpha=2).mul_(update).sum() / 2 + self.constant / 2
 
     def gradient(self, update: Tensor) -> Tensor:
         """M G − B, shape (out, in)."""

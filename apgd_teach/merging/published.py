@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from apgd_teach.merging.coefficients import task_aware
-from apgd_teach.merging.descent import off
 from apgd_teach.merging.method import ALONE, Fact, Layer, Update
 from apgd_teach.merging.settings import number, whole
 from apgd_teach.merging.subspace import overflows, shared_basis
@@ -65,15 +64,18 @@ class ApgdPublished:
         basis = shared_basis(task_vectors, rank)
         delta = self.delta(task_vectors, coefficients, basis)
         start = torch.einsum("t,toi->oi", coefficients, task_vectors)
+        solved = leak(basis, start + coefficients.sum() * delta, start)
         kept = mask(task_vectors, self.trim, layer.thresholds)
         update = trimmed(task_vectors, delta, coefficients, kept)
+        shared = shares(kept)
+        del delta, kept
         facts: dict[str, Fact] = {
             "coefficients": tuple(coefficients.tolist()),
             "protected": basis.shape[1] / min(task_vectors.shape[1:]),
-            "leak": leak(basis, start + coefficients.sum() * delta, start),
+            "leak": solved,
             "leak_merged": leak(basis, update, start),
             **before_and_after(task_vectors, start, update, "row"),
-            "kept": shares(kept),
+            "kept": shared,
         }
         return Update(update, facts)
 
@@ -91,15 +93,19 @@ class ApgdPublished:
         together = coefficients.sum()
         start = torch.einsum("t,toi->oi", coefficients, task_vectors)
         delta, first, second = (torch.zeros_like(start) for _ in range(3))
+        # In place: what 400 steps allocate and free again would leave the memory in pieces.
+        update, scratch = torch.empty_like(start), torch.empty_like(start)
         for step in range(1, self.steps + 1):
-            update = start + together * delta
-            residual = torch.stack([(tau * (update - tau)).sum(dim=1) for tau in task_vectors], dim=1)
-            gradient = off(basis, 2 * together * torch.einsum("ot,toi->oi", residual, task_vectors))
+            torch.mul(delta, together, out=update).add_(start)
+            apart = (torch.sub(update, tau, out=scratch) for tau in task_vectors)
+            residual = [torch.einsum("oi,oi->o", tau, one) for tau, one in zip(task_vectors, apart, strict=True)]
+            gradient = torch.einsum("ot,toi->oi", torch.stack(residual, dim=1), task_vectors).mul_(2 * together)
+            gradient.addmm_(basis, basis.mT @ gradient, alpha=-1)
             # Adam, with its usual constants. The division is element by element: here the projection is undone.
-            first = 0.9 * first + 0.1 * gradient
-            second = 0.999 * second + 0.001 * gradient.square()
-            root = (second / (1 - 0.999**step)).sqrt() + 1e-8
-            delta = delta - self.rate * first / (1 - 0.9**step) / root
+            first.mul_(0.9).add_(gradient, alpha=0.1)
+            second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+            root = torch.div(second, 1 - 0.999**step, out=scratch).sqrt_().add_(1e-8)
+            delta.addcdiv_(first, root, value=-self.rate / (1 - 0.9**step))
         return delta
 
 

@@ -145,16 +145,14 @@ def before_and_after(
     check_granularity(granularity)
     for one in (start, update):
         _check_shapes(task_vectors, one)
-    found = []
+    before: list[float] = []
+    after: list[float] = []
     for tau in task_vectors:
         gram = _gram(tau, granularity)
-        nothing, before, after = (
-            float(_squared(tau, one - tau, granularity, gram)) for one in (torch.zeros_like(tau), start, update)
-        )
-        found.append((before / nothing, after / nothing) if nothing > 0 else (0.0, 0.0))
-    return {
-        name: tuple(one[place] for one in found) for place, name in enumerate(("surrogate_before", "surrogate_after"))
-    }
+        nothing = float(_squared(tau, -tau, granularity, gram))
+        for shares, one in ((before, start), (after, update)):
+            shares.append(float(_squared(tau, one - tau, granularity, gram)) / nothing if nothing > 0 else 0.0)
+    return {"surrogate_before": tuple(before), "surrogate_after": tuple(after)}
 
 
 def weights(task_vectors: Tensor, granularity: str) -> Tensor:

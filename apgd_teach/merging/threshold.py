@@ -55,7 +55,7 @@ def trimmed(task_vectors: Tensor, delta: Tensor, coefficients: Tensor, kept: Ten
     """
     update = torch.zeros_like(delta)
     for coefficient, tau, one in zip(coefficients, task_vectors, kept, strict=True):
-        update += coefficient * (tau + delta) * one
+        update += (tau + delta).mul_(one).mul_(coefficient)
     return update
 
 

@@ -68,11 +68,15 @@ class TsvM:
         room = max(1, most // len(moved))
         # Cut as soon as they are found: all vectors of all tasks would take twice the memory of the task vectors.
         triples = [[part[:room].clone() for part in _triples(task_vectors[place])] for place in moved]
-        left, values, right = (torch.cat(parts) for parts in zip(*triples, strict=True))
         owner = [place for place, (_, found, _) in zip(moved, triples, strict=True) for _ in found]
+        left, values, right = (torch.cat(parts) for parts in zip(*triples, strict=True))
+        del triples
         first = values.argsort(descending=True, stable=True)[:most]
-        outward, out_lengths = polar(left[first])
-        inward, in_lengths = polar(right[first])
+        left, right = left[first], right[first]
+        outward, out_lengths = polar(left)
+        del left
+        inward, in_lengths = polar(right)
+        del right
         matrix = self.coefficient * (outward.mT * values[first]) @ inward
         mine = [owner[column] for column in first.tolist()]
         facts: dict[str, Fact] = {
