@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "LINES", "MARKERS", "figure", "look", "png", "show", "styled"]
+__all__ = ["COLORS", "LINES", "MARKERS", "Drawing", "figure", "look", "png", "show", "styled"]
 
 # Okabe and Ito's colours: told apart under the common colour-vision deficiencies. Markers differ as well.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7A7A7A")
@@ -74,21 +75,45 @@ def png(drawn: Figure) -> bytes:
     return stream.getvalue()
 
 
-def show(drawn: Figure, alt: str) -> None:
+@dataclass(frozen=True)
+class Drawing:
+    """What a figure is at given parameters: a picture, and what it shows in words.
+
+    Attributes:
+        figure: the picture, made with `figure` inside `styled`.
+        words: one or two sentences with the numbers that matter: what screen readers read out, and what stands where
+            there is no picture.
+        numbers: what changes with the parameters, by name and unit ("mean accuracy (%)"): a row of the table that
+            stands for the figure in text.
+
+    Raises:
+        ValueError: `words` is empty.
+    """
+
+    figure: Figure
+    words: str
+    numbers: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.words.strip():
+            raise ValueError("a figure needs words for those who cannot see it: give it a sentence")
+
+
+def show(drawn: Figure | Drawing, alt: str = "") -> None:
     """Put a figure into the notebook; where there is none, in a plain terminal, its words.
 
     Args:
-        drawn: the figure.
-        alt: what it shows, in words: read out by screen readers, and shown where there is no picture.
+        drawn: the figure, or a drawing, which has words of its own.
+        alt: of a figure, what it shows, in words: read out by screen readers, and shown where there is no picture.
 
     Raises:
-        ValueError: `alt` is empty.
+        ValueError: there are no words.
     """
     from IPython import get_ipython
     from IPython.display import display
 
-    if not alt.strip():
-        raise ValueError("a figure needs words for those who cannot see it: give alt a sentence")
+    drawing = drawn if isinstance(drawn, Drawing) else Drawing(drawn, alt)
+    drawn, alt = drawing.figure, drawing.words
     if get_ipython() is None:
         # IPython would print the picture itself, as a hundred thousand letters.
         display(alt)
