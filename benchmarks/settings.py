@@ -1,7 +1,7 @@
 """Which settings of `apgd`, and which kind of protection, the runs support: measured, one cell at a time.
 
     python benchmarks/settings.py run design settings     # or: run held-out protection; stop and go on as you like
-    python benchmarks/settings.py report                  # writes settings.md and protection.md from their .json
+    python benchmarks/settings.py report                  # writes a page for every file of results
 
 Settings are compared on validation images of the design pools. What was chosen there is reported on test images of the
 held-out pools: other seeds, another network, other tasks.
@@ -91,7 +91,15 @@ PROTECTION: Candidates = {
 }
 """Protection where the spectrum is drawn half-way to its mean: the setting in which it has something to do and cannot
 do harm. "soft 1/16" is what `protect="auto"` means."""
-STUDIES = {"settings": SETTINGS, "ranks": RANKS, "protection": PROTECTION}
+STEPS: Candidates = {
+    **{name: PEERS[name] for name in ("average", "task arithmetic 0.3", "TIES", "TSV-M", "Iso-C", "Iso-C 1.5", "WUDI")},
+    "row, r/6, trim 0.3": SETTINGS["row, r/6, trim 0.3"],
+    "row, r/6": SETTINGS["row, r/6"],
+    "apgd": ("apgd", {}),
+}
+"""How far merges of many kinds go, and whether they pay: what `audit.LONG_STEP` warns of."""
+STUDIES = {"settings": SETTINGS, "ranks": RANKS, "protection": PROTECTION, "steps": STEPS}
+OWN_FILE = ("protection", "steps")
 CHOOSING = {"ranks": ("protect ", RULES), "protection": ("half flat, protect ", (*SOFT, "energy", "step"))}
 """Studies of protection: how its candidates' names begin, and those of them that choose by themselves."""
 
@@ -124,7 +132,7 @@ def key_of(setting: Setting) -> str:
 
 def file_of(study: str) -> Path:
     """Where a study's cells are: of one file, all are of the same networks, to the last digit."""
-    return RESULTS.with_name("protection.json") if study == "protection" else RESULTS
+    return RESULTS.with_name(f"{study}.json") if study in OWN_FILE else RESULTS
 
 
 def load(study: str = "settings") -> dict[str, dict[str, dict[str, dict[str, float]]]]:
@@ -164,7 +172,10 @@ def run(part: str, study: str, networks: list[str] | None, cache: Cache) -> None
         cells = {"base": score(evaluator.scores(pool.base)), "experts": score(evaluator.experts())}
         for name, (method, given) in missing.items():
             made: Method = METHODS[method](**given)
-            cells[name] = score(evaluator.scores(merge(pool.base, pool.experts, made).state_dict))
+            merged = merge(pool.base, pool.experts, made)
+            cells[name] = score(evaluator.scores(merged.state_dict))
+            steps = [row.relative_step for row in merged.audit.rows if row.policy == "merge"]
+            cells[name]["step"] = round(max(steps), 4)
         store(part, key, cells, study)
         print(key, flush=True)
 
@@ -199,9 +210,17 @@ def mean_and_spread(values: list[float]) -> tuple[float, float]:
     return statistics.fmean(values), spread
 
 
+def measured(results: dict, part: str, study: str) -> list[str]:
+    """The candidates of a study; of "settings" those that all pools of a part have been through which have begun it."""
+    if study != "settings":
+        return list(STUDIES[study])
+    pools = [cells for cells in results.get(part, {}).values() if "average" in cells]
+    return [name for name in STUDIES[study] if pools and all(name in cells for cells in pools)]
+
+
 def table(results: dict, part: str, study: str) -> str:
     """Recovered gap, a row per candidate and a column per setting, mean over seeds."""
-    names = list(STUDIES[study])
+    names = measured(results, part, study)
     groups = groups_of(results, part, names)
     rows = []
     for name in names:
@@ -319,21 +338,52 @@ def ahead(results: dict, part: str, study: str) -> str:
     ).to_markdown()
 
 
+def long_steps(results: dict, part: str) -> str:
+    """How many merges fall below the base, of those with a longer step and of those without, by its length."""
+    pools = [cells for whole in groups_of(results, part, list(STEPS)).values() for cells in whole]
+    merges = [(cells[name]["step"], cells[name]["mean"] < cells["base"]["mean"]) for cells in pools for name in STEPS]
+    rows = []
+    for limit in (0.1, 0.25, 0.5, 0.75, 1.0, 2.0):
+        longer, shorter = ([below for step, below in merges if (step > limit) == side] for side in (True, False))
+        rows.append((f"{limit:.0%}", *(f"{sum(one)} of {len(one)}" for one in (longer, shorter))))
+    return Table(
+        ("longest step ‖M‖/‖θ₀‖ of a tensor", "below the base, of the merges with a longer one", "of those without"),
+        rows,
+        caption=f"{part}: {len(merges)} merges of {len(pools)} pools",
+    ).to_markdown()
+
+
+def steps_of(results: dict, part: str) -> str:
+    """The longest step of every candidate, mean over seeds."""
+    groups = groups_of(results, part, list(STEPS))
+    rows = [
+        (name, *(f"{statistics.fmean(cells[name]['step'] for cells in whole):.0%}" for whole in groups.values()))
+        for name in STEPS
+    ]
+    return Table(
+        ("candidate", *groups), rows, caption=f"{part}: the longest step ‖M‖/‖θ₀‖ of a merged tensor, mean over seeds"
+    ).to_markdown()
+
+
 def report() -> None:
-    """settings.md and protection.md from their results."""
+    """A page for every file of results."""
     made = "Generated by `python benchmarks/settings.py report`; do not edit.\n"
     pages = {
         "settings.md": ["# Settings of `apgd`, measured\n", made],
         "protection.md": ["# Protection where the spectrum is half flat, measured\n", made],
+        "steps.md": ["# How far merges go, and whether it pays, measured\n", made],
     }
     for part in PARTS:
         for study in STUDIES:
-            results, page = load(study), pages["protection.md" if study == "protection" else "settings.md"]
-            if not groups_of(results, part, list(STUDIES[study])):
+            results, page = load(study), pages[f"{study if study in OWN_FILE else 'settings'}.md"]
+            names = measured(results, part, study)
+            if not names or not groups_of(results, part, names):
                 continue
             page += [f"## {part}: {study}\n", table(results, part, study), ""]
             if study == "settings":
                 page += [paired(results, part), ""]
+            elif study == "steps":
+                page += [steps_of(results, part), "", long_steps(results, part), ""]
             else:
                 page += [target(results, part, study), ""]
             if study == "protection":
@@ -352,7 +402,7 @@ def main() -> None:
     one.add_argument("study", choices=STUDIES)
     one.add_argument("--network", action="append", help="only this one; may be given again")
     one.add_argument("--cache", type=Path, default=None, help="where trained networks are kept")
-    commands.add_parser("report", help="write settings.md")
+    commands.add_parser("report", help="write the pages")
     given = parser.parse_args()
     if given.command == "run":
         run(given.part, given.study, given.network, Cache(given.cache))

@@ -12,9 +12,9 @@ from torch import Tensor
 from apgd_teach.errors import MergeError
 from apgd_teach.merging.coefficients import task_aware
 from apgd_teach.merging.descent import Path, descend, off
-from apgd_teach.merging.exact import FILTERS, conjugate_gradients, full_solution, row_solution
+from apgd_teach.merging.exact import FILTERS, full_solution, minimise
 from apgd_teach.merging.method import ALONE, Fact, Layer, Update
-from apgd_teach.merging.objective import Full, Objective, PerRow, objective
+from apgd_teach.merging.objective import Full, Objective, objective
 from apgd_teach.merging.polar import noise
 from apgd_teach.merging.published import leak
 from apgd_teach.merging.rank import RULES, LayerFacts, automatic_rank
@@ -213,10 +213,8 @@ class Apgd:
             update, path = descend(quadratic, start, basis, self.steps)
         elif isinstance(quadratic, Full):
             update = full_solution(quadratic, start, basis, self.filter, self._strength)
-        elif isinstance(quadratic, PerRow):
-            update, _ = row_solution(quadratic, start, basis)
         else:
-            update, _ = conjugate_gradients(quadratic, start, basis)
+            update, _ = minimise(quadratic, start, basis)
         held = update if soft is None else update - soft @ (update - start)
         return Solution(held, start, coefficients, basis, path, _left(quadratic, basis, start, update, held), soft)
 

@@ -87,7 +87,8 @@ def descend(
 ) -> tuple[Tensor, Path]:
     """M ← M − α (I − P) ∇, from M = S; with M = S + ΛΔ that is Δ ← Δ − (α/Λ) (I − P) ∇.
 
-    The constraint P(M − S) = 0 holds after every step, and with α = 1/Lipschitz the surrogate never rises. A power
+    Up to rounding, the constraint P(M − S) = 0 holds after every step, and with α = 1/Lipschitz the surrogate never
+    rises. A power
     iteration that starts almost at right angles to the steepest direction overlooks it; where a step would run into
     it, α is shortened to that of an exact line search, for good.
 
@@ -111,7 +112,8 @@ def descend(
     moved = torch.zeros_like(start)
     path = [_step(quadratic, start, moved, basis)]
     for _ in range(steps):
-        bent = off(basis, quadratic.curvature(gradient))
+        # Twice: rounding leaves of a steep, protected part what the flat rest would be lost in.
+        bent = off(basis, off(basis, quadratic.curvature(gradient)))
         size, along = float(gradient.square().sum()), float((gradient * bent).sum())
         if safe and along * rate > size > 0:
             rate = size / along

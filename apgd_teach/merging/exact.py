@@ -11,8 +11,9 @@ from apgd_teach.errors import MergeError
 from apgd_teach.merging.descent import free_gradient, off
 from apgd_teach.merging.objective import Full, PerLayer, PerRow
 from apgd_teach.merging.statedict import norm
+from apgd_teach.merging.subspace import eigh
 
-__all__ = ["FILTERS", "conjugate_gradients", "full_solution", "row_solution", "spectral_filter"]
+__all__ = ["FILTERS", "conjugate_gradients", "full_solution", "minimise", "row_solution", "spectral_filter"]
 
 FILTERS = ("cutoff", "time")
 """How small eigenvalues of G are treated: dropped below a share of the largest, or left as descent does in a time."""
@@ -64,7 +65,7 @@ def full_solution(quadratic: Full, start: Tensor, basis: Tensor, kind: str, stre
 
     Source: method.md §3. Lesson: 06.
     """
-    values, vectors = torch.linalg.eigh(quadratic.gram)
+    values, vectors = eigh(quadratic.gram)
     filtered = (quadratic.gradient(start) @ vectors) * spectral_filter(values.clamp_min(0), kind, strength) @ vectors.mT
     # Last, so that no small eigenvalue blows up what rounding leaves of the protected part.
     return start - off(basis, filtered)
@@ -76,7 +77,7 @@ def conjugate_gradients(
     """Minimise `row` or `layer` under P(M − S) = 0 by conjugate gradients on the projected normal equations.
 
     P and the Hessian do not commute here, so there is no closed form. Of all minimisers this finds the one nearest
-    to S.
+    to S, as far as the dtype of S goes: an ill-conditioned problem wants float64 (`minimise` sees to that).
 
     Args:
         quadratic: what is minimised.
@@ -98,7 +99,7 @@ def conjugate_gradients(
     taken = 0
     while taken < steps and size > tolerance**2 * begun:
         # The direction is kept in the complement again and again: rounding would carry it out.
-        bent = off(basis, quadratic.curvature(direction))
+        bent = off(basis, off(basis, quadratic.curvature(direction)))
         along = float((direction * bent).sum())
         if not along > 0:
             break
@@ -113,39 +114,40 @@ def conjugate_gradients(
 def row_solution(
     quadratic: PerRow, start: Tensor, basis: Tensor, *, tolerance: float = 1e-4, steps: int = 50
 ) -> tuple[Tensor, int]:
-    """The same minimiser of `row` as `conjugate_gradients` finds, in about half the steps.
+    """Meet the equations of `row` under P(M − S) = 0, nearest to S, where all of them can be met.
 
-    `row` asks for one equation per task and output unit, ⟨Mₒ, τⱼₒ⟩ = ‖τⱼₒ‖². Where all of them can be met, the M
-    nearest to S is S + (I − P)·[Σⱼ yⱼₒ τⱼₒ]ₒ with one number y per equation, and y solves K y = what is missing at S.
-    But for P, K falls apart into one T × T matrix per output unit, the products ⟨τⱼₒ, τₖₒ⟩: their inverses are the
-    preconditioner, and with nothing protected they are the answer. Where experts contradict each other in a unit, the
-    equations cannot all be met, and `conjugate_gradients` minimises what is left of them.
+    `row` asks for one equation per task and output unit, ⟨Mₒ, τⱼₒ⟩ = ‖τⱼₒ‖². The M nearest to S that meets them is
+    S + (I − P)·[Σⱼ yⱼₒ τⱼₒ]ₒ with one number y per equation, and y solves K y = what is missing at S. But for P, K
+    falls apart into one T × T matrix per output unit, the products ⟨τⱼₒ, τₖₒ⟩: their inverses are the preconditioner
+    of conjugate gradients on K, and with nothing protected they are the answer.
 
     Args:
         quadratic: the `row` surrogate.
         start: S = Σ λᵢτᵢ, shape (out, in).
         basis: U (out, k) of the protected subspace.
-        tolerance: how much of what is missing at S may still be missing, as a root mean square over the equations.
-        steps: at most so many before the other way is tried.
+        tolerance: how much may be missing in each task's equations, as a share of its ‖τⱼₒ‖², root mean square.
+        steps: at most so many.
 
     Returns:
-        M (out, in), and how many steps it took.
+        M (out, in), and how many steps it took. Whether the equations are met is for the caller to look at: experts
+        that contradict each other in a unit have none that meets them, and `conjugate_gradients` minimises the rest.
 
     Source: method.md §3. Lesson: 06.
     """
     missing = -quadratic.residual(start)
-    products = torch.einsum("toi,soi->ots", quadratic.task_vectors, quadratic.task_vectors)
+    products = torch.stack([quadratic.along(tau.to(start.dtype)) for tau in quadratic.task_vectors], dim=1)
     squares = products.diagonal(dim1=1, dim2=2)
     longest = float(squares.max())
     if not longest > 0:
         return start.clone(), 0
+    enough = tolerance / longest * torch.linalg.vector_norm(squares, dim=0)
     # In units of the longest row, and a little on the diagonal: experts that agree in a unit leave it singular.
     squares += 1e-5 * squares.mean(dim=1, keepdim=True) + 1e-10 * longest
     inverse = torch.linalg.inv(products / longest)
-    remaining = begun = missing / longest
+    remaining = missing / longest
     found = torch.zeros_like(remaining)
     direction, along, taken = torch.zeros_like(remaining), math.inf, 0
-    while taken < steps and norm(remaining) > tolerance * norm(begun):
+    while taken < steps and bool((torch.linalg.vector_norm(remaining, dim=0) > enough).any()):
         bent = (inverse @ remaining.unsqueeze(2)).squeeze(2)
         last, along = along, float((remaining * bent).sum())
         direction = bent + along / last * direction
@@ -156,9 +158,50 @@ def row_solution(
         found = found + along / size * direction
         remaining = remaining - along / size * curved
         taken += 1
-    update = start + off(basis, quadratic.spread(found))
-    # `remaining` was carried along, and rounding with it: what M really leaves decides.
-    if norm(quadratic.residual(update)) <= 2 * tolerance * norm(missing):
-        return update, taken
-    update, more = conjugate_gradients(quadratic, start, basis, tolerance=tolerance)
-    return update, taken + more
+    return start + off(basis, quadratic.spread(found)), taken
+
+
+def minimise(
+    quadratic: PerLayer | PerRow, start: Tensor, basis: Tensor, *, tolerance: float | None = None
+) -> tuple[Tensor, int]:
+    """The minimiser of `row` or `layer` under P(M − S) = 0 that is nearest to S.
+
+    `row` first as the equations that it is made of (`row_solution`), `layer` by `conjugate_gradients`. What comes out
+    is looked at: where rounding, or experts that contradict each other, have kept it from being the answer, it is
+    computed again in float64, a task at a time, where the device has that.
+
+    Args:
+        quadratic: what is minimised.
+        start: S = Σ λᵢτᵢ, shape (out, in).
+        basis: U (out, k) of the protected subspace, orthonormal.
+        tolerance: of `row_solution`, and of `conjugate_gradients`; 1e-4, in float64 1e-7, when None.
+
+    Returns:
+        M (out, in), of the dtype of S, and how many steps all of it took. Never worse than S.
+
+    Source: method.md §3. Lesson: 06.
+    """
+    fine = start.dtype == torch.float64
+    enough = (1e-7 if fine else 1e-4) if tolerance is None else tolerance
+    taken = 0
+    if isinstance(quadratic, PerRow):
+        update, taken = row_solution(quadratic, start, basis, tolerance=enough)
+        left = torch.linalg.vector_norm(quadratic.residual(update), dim=0)
+        if bool((left <= 2 * enough * torch.linalg.vector_norm(quadratic.squares, dim=0)).all()):
+            return update, taken
+    elif not fine:
+        update, taken = conjugate_gradients(quadratic, start, basis, tolerance=enough)
+        if _steepness(quadratic, basis, update) <= 2 * enough * _steepness(quadratic, basis, start):
+            return update, taken
+    wide, frame = start, basis
+    if not fine and start.device.type != "mps":
+        # Orthonormal to float32's last digit is not enough: a basis of the same subspace, in float64.
+        wide, frame = start.double(), torch.linalg.qr(basis.double()).Q if basis.shape[1] else basis.double()
+    update, more = conjugate_gradients(quadratic, wide, frame, tolerance=min(enough, 1e-6), steps=1000)
+    if not float(quadratic.value(update)) <= float(quadratic.value(wide)):
+        update = wide
+    return update.to(start.dtype), taken + more
+
+
+def _steepness(quadratic: PerLayer | PerRow, basis: Tensor, update: Tensor) -> float:
+    return norm(off(basis, off(basis, quadratic.gradient(update))))

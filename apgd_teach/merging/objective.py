@@ -21,6 +21,8 @@ __all__ = ["Full", "Objective", "PerLayer", "PerRow", "objective"]
 class PerLayer:
     """½ Σⱼ (tr Rⱼ)²: one number per task and layer, the Taylor term itself.
 
+    M may be of a wider dtype than τ: everything is computed in M's, a task at a time.
+
     Attributes:
         task_vectors: τ, shape (task, out, in).
 
@@ -29,27 +31,39 @@ class PerLayer:
 
     task_vectors: Tensor
 
-    def _residual(self, update: Tensor) -> Tensor:
+    def residual(self, update: Tensor) -> Tensor:
+        """⟨τⱼ, M − τⱼ⟩, the trace of Rⱼ, shape (task,)."""
         # Task by task: all differences at once would be as large as the task vectors.
-        return torch.stack([torch.tensordot(update - tau, tau, dims=2) for tau in self.task_vectors])
+        return torch.stack([((update - tau) * tau).sum() for tau in self.task_vectors])
 
     def value(self, update: Tensor) -> Tensor:
         """The surrogate at M (out, in), halved."""
-        return self._residual(update).square().sum() / 2
+        return self.residual(update).square().sum() / 2
 
     def gradient(self, update: Tensor) -> Tensor:
         """Σⱼ ⟨τⱼ, M − τⱼ⟩ τⱼ, shape (out, in)."""
-        return torch.einsum("t,toi->oi", self._residual(update), self.task_vectors)
+        return self._spread(self.residual(update))
 
     def curvature(self, direction: Tensor) -> Tensor:
         """Σⱼ ⟨τⱼ, D⟩ τⱼ, shape (out, in)."""
-        along = torch.einsum("oi,toi->t", direction, self.task_vectors)
-        return torch.einsum("t,toi->oi", along, self.task_vectors)
+        if direction.dtype == self.task_vectors.dtype:
+            return self._spread(torch.einsum("oi,toi->t", direction, self.task_vectors))
+        return self._spread(torch.stack([(direction * tau).sum() for tau in self.task_vectors]))
+
+    def _spread(self, numbers: Tensor) -> Tensor:
+        if numbers.dtype == self.task_vectors.dtype:
+            return torch.einsum("t,toi->oi", numbers, self.task_vectors)
+        total = numbers.new_zeros(self.task_vectors.shape[1:])
+        for one, tau in zip(numbers, self.task_vectors, strict=True):
+            total += one * tau.to(total.dtype)
+        return total
 
 
 @dataclass(frozen=True)
 class PerRow:
     """½ Σⱼ ‖diag Rⱼ‖²: one number per task and output unit. This is the paper's code.
+
+    M may be of a wider dtype than τ: everything is computed in M's, a task at a time.
 
     Attributes:
         task_vectors: τ, shape (task, out, in).
@@ -63,15 +77,24 @@ class PerRow:
 
     def along(self, update: Tensor) -> Tensor:
         """⟨Mₒ, τⱼₒ⟩ of every output unit and task, shape (out, task)."""
-        return torch.einsum("oi,toi->ot", update, self.task_vectors)
+        if update.dtype == self.task_vectors.dtype:
+            return torch.einsum("oi,toi->ot", update, self.task_vectors)
+        return torch.stack([_dots(update, tau) for tau in self.task_vectors], dim=1)
 
     def spread(self, numbers: Tensor) -> Tensor:
         """In row o: Σⱼ yₒⱼ τⱼₒ, shape (out, in), of one number y (out, task) per output unit and task."""
-        return torch.einsum("ot,toi->oi", numbers, self.task_vectors)
+        if numbers.dtype == self.task_vectors.dtype:
+            return torch.einsum("ot,toi->oi", numbers, self.task_vectors)
+        total = numbers.new_zeros(self.task_vectors.shape[1:])
+        for one, tau in zip(numbers.mT, self.task_vectors, strict=True):
+            total.addcmul_(one.unsqueeze(1), tau.to(total.dtype))
+        return total
 
     def residual(self, update: Tensor) -> Tensor:
         """⟨τⱼₒ, Mₒ − τⱼₒ⟩, the diagonal of Rⱼ, shape (out, task)."""
-        return self.along(update) - self.squares
+        if update.dtype == self.squares.dtype:
+            return self.along(update) - self.squares
+        return torch.stack([_dots(update - tau, tau) for tau in self.task_vectors], dim=1)
 
     def value(self, update: Tensor) -> Tensor:
         """The surrogate at M (out, in), halved."""
@@ -84,6 +107,11 @@ class PerRow:
     def curvature(self, direction: Tensor) -> Tensor:
         """In row o: Σⱼ ⟨τⱼₒ, Dₒ⟩ τⱼₒ, shape (out, in)."""
         return self.spread(self.along(direction))
+
+
+def _dots(one: Tensor, other: Tensor) -> Tensor:
+    """Row by row ⟨one, other⟩, shape (out,), in the dtype of the first."""
+    return torch.einsum("oi,oi->o", one, other.to(one.dtype))
 
 
 @dataclass(frozen=True)
@@ -106,7 +134,9 @@ class Full:
 
     def value(self, update: Tensor) -> Tensor:
         """The surrogate at M (out, in), halved."""
-        return (update @ self.gram).sub_(self.target, alpha=2).mul_(update).sum() / 2 + self.constant / 2
+        moving = (update @ self.gram).sub_(self.target, alpha=2).mul_(update).sum()
+        # Where next to nothing is left of the sum of squares, rounding can take it below zero.
+        return ((moving + self.constant) / 2).clamp_min(0)
 
     def gradient(self, update: Tensor) -> Tensor:
         """M G − B, shape (out, in)."""
@@ -139,7 +169,7 @@ def objective(task_vectors: Tensor, granularity: str, *, power: float = 2.0, top
         return PerLayer(task_vectors)
     if granularity == "row":
         # Task by task: all products at once would be as large as the task vectors.
-        return PerRow(task_vectors, torch.stack([torch.einsum("oi,oi->o", tau, tau) for tau in task_vectors], dim=1))
+        return PerRow(task_vectors, torch.stack([_dots(tau, tau) for tau in task_vectors], dim=1))
     return _full(task_vectors, power, top)
 
 

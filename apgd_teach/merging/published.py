@@ -24,7 +24,8 @@ class ApgdPublished:
 
     Kept as it is, with what `Apgd` does otherwise: λᵢ = 0.07/‖τᵢ‖ suits task vectors of CLIP size only; Adam comes
     after the projection and leaves the complement; Adam's rate is absolute; the trim comes after the fit. Tensors that
-    are no weights keep the base's values.
+    are no weights keep the base's values. Two things the code leaves to chance are settled: of a single task the
+    directions are in their own order, and a layer with more tasks than r takes one direction of each.
 
     Attributes:
         eta: η of λᵢ = η/‖τᵢ‖, in units of ‖τ‖.

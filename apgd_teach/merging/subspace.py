@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from apgd_teach.errors import MergeError
 
 __all__ = [
     "BASES",
+    "eigh",
     "eigh_in_place",
     "left_vectors",
     "overflows",
@@ -44,8 +46,8 @@ def left_vectors(matrix: Tensor, count: int | None = None) -> tuple[Tensor, Tens
     """
     rows, columns = matrix.shape[-2:]
     if rows <= columns:
-        return _by_gram(matrix @ matrix.mT, count)
-    right, values = _by_gram(matrix.mT @ matrix, count)
+        return _by_gram(lambda: matrix @ matrix.mT, count)
+    right, values = _by_gram(lambda: matrix.mT @ matrix, count)
     return matrix @ right * _inverse(values)[..., :count].unsqueeze(-2), values
 
 
@@ -54,24 +56,54 @@ def right_vectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return left_vectors(matrix.mT)
 
 
-def eigh_in_place(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """`torch.linalg.eigh`, whose eigenvectors take the place of the symmetric matrix (…, n, n) that is given.
+def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """`torch.linalg.eigh` of a symmetric matrix (…, n, n), in float64 where float32 fails, with an error or with NaN.
 
-    The decomposition is where a layer's memory peaks, and the matrix is not needed after it. On the CPU LAPACK works
-    on the matrix itself when its output is the same tensor; elsewhere there is no such thing, and nothing is saved.
+    LAPACK's does where many rows of τ are exactly zero (inputs that were always off, units that never fired).
     """
-    if matrix.device.type != "cpu":
+    try:
         values, vectors = torch.linalg.eigh(matrix)
-        return values, vectors
-    # The transposed view is laid out by columns, as LAPACK wants it, and of the same numbers.
-    vectors, values = matrix.mT, matrix.new_empty(matrix.shape[:-1])
-    torch.linalg.eigh(vectors, out=(values, vectors))
+    except torch.linalg.LinAlgError:
+        if matrix.dtype == torch.float64 or matrix.device.type == "mps":
+            raise
+    else:
+        if _numbers(values, vectors) or matrix.dtype == torch.float64 or matrix.device.type == "mps":
+            return values, vectors
+    values, vectors = (one.to(matrix.dtype) for one in torch.linalg.eigh(matrix.double()))
     return values, vectors
 
 
-def _by_gram(gram: Tensor, count: int | None) -> tuple[Tensor, Tensor]:
-    values, vectors = eigh_in_place(gram)
-    first = 0 if count is None else max(0, gram.shape[-1] - count)
+def _numbers(values: Tensor, vectors: Tensor) -> bool:
+    # A sum is NaN where anything is, and costs next to nothing.
+    return bool(torch.isfinite(values.sum() + vectors.sum()))
+
+
+def eigh_in_place(matrix: Tensor, again: Callable[[], Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    """`eigh`, whose eigenvectors take the place of the matrix (…, n, n) that is given.
+
+    The decomposition is where a layer's memory peaks, and the matrix is not needed after it. On the CPU LAPACK works
+    on the matrix itself when its output is the same tensor; elsewhere there is no such thing, and nothing is saved.
+
+    Args:
+        matrix: is overwritten.
+        again: makes the matrix once more, for `eigh` to go on with where this does not converge.
+    """
+    if matrix.device.type != "cpu":
+        return eigh(matrix)
+    # The transposed view is laid out by columns, as LAPACK wants it, and of the same numbers.
+    vectors, values = matrix.mT, matrix.new_empty(matrix.shape[:-1])
+    try:
+        torch.linalg.eigh(vectors, out=(values, vectors))
+    except torch.linalg.LinAlgError:
+        if again is None:
+            raise
+        return eigh(again())
+    return (values, vectors) if again is None or _numbers(values, vectors) else eigh(again())
+
+
+def _by_gram(make: Callable[[], Tensor], count: int | None) -> tuple[Tensor, Tensor]:
+    values, vectors = eigh_in_place(make(), make)
+    first = 0 if count is None else max(0, vectors.shape[-1] - count)
     return vectors[..., first:].flip(-1), values.flip(-1).clamp_min(0).sqrt()
 
 
@@ -150,8 +182,13 @@ def soft_projector(task_vectors: Tensor, softness: float) -> Tensor:
     Returns:
         W, shape (out, out), symmetric; zeros where no task moved.
 
+    Raises:
+        MergeError: κ is not above 0.
+
     Source: this project; measured in `benchmarks/protection.md`. Lesson: 05.
     """
+    if not softness > 0:
+        raise MergeError(f"softness is {softness}; give a number above 0.")
     energy = task_vectors.new_zeros(2 * (task_vectors.shape[1],))
     moved = 0
     # One task at a time: all of them scaled would double the memory that they take.

@@ -42,7 +42,7 @@ from torch import Tensor
 
 from apgd_teach.merging import Apgd, merge_files, surrogate
 from apgd_teach.merging.coefficients import task_aware
-from apgd_teach.merging.exact import row_solution
+from apgd_teach.merging.exact import minimise
 from apgd_teach.merging.objective import objective
 from apgd_teach.tables import Table
 
@@ -123,7 +123,7 @@ def literal_delta(task_vectors: Tensor, coefficients: Tensor, basis: Tensor) -> 
 def direct(task_vectors: Tensor, basis: Tensor) -> Tensor:
     """The exact solution of the same problem, from the same start."""
     start = torch.einsum("t,toi->oi", task_aware(task_vectors, eta=ETA), task_vectors)
-    return row_solution(objective(task_vectors, "row"), start, basis)[0]
+    return minimise(objective(task_vectors, "row"), start, basis)[0]
 
 
 def share_left(task_vectors: Tensor, update: Tensor) -> float:
@@ -258,7 +258,7 @@ PHASES = {
     "facts of the merge": ("engine.py", ("_facts", "_left")),
     "subspace": ("subspace.py", "shared_basis"),
     "G and B": ("objective.py", "_full"),
-    "solving": ("exact.py", ("full_solution", "row_solution", "conjugate_gradients")),
+    "solving": ("exact.py", ("full_solution", "minimise")),
     "flattening": ("apgd.py", "flattened"),
     "facts of the method": ("apgd.py", "_facts"),
     "writing": ("stream.py", ("write", "publish")),

@@ -14,6 +14,7 @@ from torch import Tensor
 from apgd_teach.merging.descent import descend, largest_curvature, off
 from apgd_teach.merging.exact import conjugate_gradients, full_solution, spectral_filter
 from apgd_teach.merging.objective import Full, objective
+from apgd_teach.merging.subspace import shared_basis
 
 GRANULARITIES = ("layer", "row", "full")
 SHAPES = [(3, 4, 5), (3, 5, 4), (2, 4, 4), (1, 3, 6), (4, 6, 2), (2, 1, 4), (2, 4, 1)]
@@ -117,6 +118,27 @@ def test_the_surrogate_never_rises_and_the_constraint_holds_at_every_step(shape,
     never_rises(path)
     assert float((basis.mT @ (found - start)).norm()) < 1e-12 * float(found.norm())
     assert all(step.leak < 1e-24 for step in path if step.moved > 1e-9)
+
+
+@granularities
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("short", [1e-3, 0.1])
+def test_units_of_very_different_lengths_in_float32_do_not_make_it_rise(granularity: str, seed: int, short) -> None:
+    torch.manual_seed(seed)
+    tau = 0.01 * torch.randn(8, 64, 64) * torch.where(torch.rand(64) < 0.8, short, 1.0)[:, None]
+    start, basis = tau.mean(dim=0), shared_basis(tau, 11)
+    quadratic = objective(tau, granularity)
+    found, path = descend(quadratic, start, basis, 400)
+    nothing = 2 * float(quadratic.value(torch.zeros_like(start)))
+    for one, following in pairwise(path):
+        assert following.surrogate <= one.surrogate + 1e-6 * nothing
+    assert float((basis.mT @ (found - start)).norm()) < 1e-4 * float((basis.mT @ start).norm())
+
+
+def test_rounding_takes_no_surrogate_below_zero() -> None:
+    tau = torch.randn(1, 12, 20, generator=torch.Generator().manual_seed(0))
+    _, path = descend(objective(tau, "full"), tau[0], tau.new_zeros(12, 0), 20)
+    assert min(step.surrogate for step in path) >= 0
 
 
 spectra = st.lists(st.floats(-6, 3), min_size=2, max_size=5)
