@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import json
 import math
+import re
 import statistics
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from apgd_teach.merging import METHODS, Apgd
 from apgd_teach.merging.rank import RULES
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-NAMES = ("settings", "protection")
+NAMES = ("settings", "protection", "steps")
 committed = pytest.mark.parametrize("name", NAMES)
 
 
@@ -280,6 +281,18 @@ def test_the_default_is_compared_with_its_peers_on_the_same_pools(study: ModuleT
     assert len(heads) == len(rows[0])
 
 
+def test_long_steps_are_counted_on_both_sides_of_a_limit(study: ModuleType) -> None:
+    results = filled(study, "design", study.STEPS, lambda name, group, seed: -0.2 if name == "WUDI" else 0.4)
+    for cells in results["design"].values():
+        for name, cell in cells.items():
+            cell["step"] = 0.6 if name in ("WUDI", "apgd") else 0.1
+    pools, heads, *rows = len(results["design"]), *rows_of(study.long_steps(results, "design"))
+    assert len(heads) == 3
+    counts = {row[0]: row[1:] for row in rows}
+    assert counts["50%"] == [f"{pools} of {2 * pools}", f"0 of {8 * pools}"]
+    assert counts["75%"] == ["0 of 0", f"{pools} of {10 * pools}"]
+
+
 # Running it
 
 
@@ -351,6 +364,8 @@ def test_every_candidate_of_the_report_is_still_in_the_code(study: ModuleType, n
     known |= {"candidate", "rule", "apgd minus", "rule minus constant", "---"}
     lines = (FOLDER / f"{name}.md").read_text(encoding="utf-8").splitlines()
     first = {line.strip("| ").split(" | ")[0] for line in lines if line[:1] == "|"}
+    # Limits on a step's length, in per cent.
+    first = {label for label in first if not re.fullmatch(r"\d+%", label)} - {"longest step ‖M‖/‖θ₀‖ of a tensor"}
     assert {label for label in first - known if not label.startswith("best single constant")} == set()
 
 
