@@ -1,6 +1,6 @@
 """The project's own exceptions: each carries one sentence saying what is wrong, where, and what to do."""
 
-__all__ = ["ApgdTeachError", "CacheError", "CourseError", "DataAccessError", "DataError", "MergeError"]
+__all__ = ["ApgdTeachError", "CacheError", "CourseError", "DataAccessError", "DataError", "FigureError", "MergeError"]
 
 
 class ApgdTeachError(Exception):
@@ -25,3 +25,7 @@ class DataAccessError(ApgdTeachError):
 
 class CourseError(ApgdTeachError):
     """A notebook cannot be built or run as asked."""
+
+
+class FigureError(ApgdTeachError):
+    """A figure cannot be drawn, at this setting of its sliders or at all."""

@@ -6,10 +6,15 @@ from dataclasses import asdict, dataclass
 
 from apgd_teach.errors import CourseError
 
-__all__ = ["MIME", "PROFILES", "Profile", "use_profile"]
+__all__ = ["MIME", "PROFILES", "VISIT", "Profile", "use_profile"]
 
 MIME = "application/vnd.apgd-teach.profile+json"
 """The MIME type under which a notebook records the profile it really used; the runner reads it back."""
+
+
+VISIT = "APGD_TEACH_VISIT"
+"""Environment variable that the runner sets. Where it is set, a panel draws every slider's ends when it is made, and
+raises where it cannot: the runner moves no slider, and learns so of what a learner would run into."""
 
 
 @dataclass(frozen=True)

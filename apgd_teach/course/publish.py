@@ -70,11 +70,25 @@ def _alt_text(output: NotebookNode, mime: str) -> str:
     return " ".join(str(text).split())
 
 
+def _in_numbers(output: NotebookNode, mime: str) -> str:
+    """The table that stands for a picture, beside the words that it has: "" where its text is no more than those."""
+    table = str(output.data.get("text/plain", ""))
+    return table if output.get("metadata", {}).get(mime, {}).get("alt") and "\n" in table else ""
+
+
+def _is_plot(output: NotebookNode, mime: str) -> bool:
+    """A figure of the course that shows no images: its light and dark may be turned round on a dark page."""
+    notes = output.get("metadata", {}).get(mime, {})
+    return bool(notes.get("alt")) and not notes.get("photo")
+
+
 class _Exporter(HTMLExporter):
     def default_filters(self) -> Any:
         yield from super().default_filters()
         yield ("markdown2html", markdown_to_html)
         yield ("alt_text", _alt_text)
+        yield ("in_numbers", _in_numbers)
+        yield ("is_plot", _is_plot)
 
 
 def to_html(

@@ -25,7 +25,7 @@ from tqdm.std import tqdm
 from apgd_teach.course.engine import ENGINE, Run
 from apgd_teach.course.lint import lint as lint_notebook
 from apgd_teach.course.lint import refuse_unknown
-from apgd_teach.course.profiles import MIME, PROFILES
+from apgd_teach.course.profiles import MIME, PROFILES, VISIT
 from apgd_teach.course.publish import heading, to_html, write_index
 from apgd_teach.course.sources import find, list_sources, notebook_text, read_notebook
 from apgd_teach.errors import CourseError
@@ -153,7 +153,7 @@ def _environment(changes: Mapping[str, str] | None) -> dict[str, str]:
     environment = settled(os.environ)
     # With a backend of the caller's, set on many servers, the notebook's figures would be drawn but never shown.
     environment.pop("MPLBACKEND", None)
-    return {**environment, **(changes or {})}
+    return {**environment, VISIT: "1", **(changes or {})}
 
 
 def _refuse_profile(parameters: Mapping[str, object]) -> None:

@@ -9,10 +9,14 @@ from apgd_teach.figures.anatomy import (
     layer_norms,
     spectra,
 )
+from apgd_teach.figures.drawing import Drawing, show
 from apgd_teach.figures.merges import draw_comparison, draw_paths, draw_planes
-from apgd_teach.figures.style import show
+from apgd_teach.figures.panels import Panel, Slider, panel
 
 __all__ = [
+    "Drawing",
+    "Panel",
+    "Slider",
     "cosine_matrix",
     "draw_comparison",
     "draw_cosines",
@@ -22,6 +26,7 @@ __all__ = [
     "draw_spectra",
     "draw_tasks",
     "layer_norms",
+    "panel",
     "show",
     "spectra",
 ]

@@ -1,24 +1,38 @@
-"""One look for every figure, and the one way to show it: a picture with its words."""
+"""One look for every figure."""
 
 from __future__ import annotations
 
-import base64
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import matplotlib as mpl
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "LINES", "MARKERS", "Drawing", "figure", "look", "png", "show", "styled"]
+__all__ = [
+    "COLORS",
+    "LINES",
+    "MAPS",
+    "MARKERS",
+    "SMALLEST",
+    "figure",
+    "look",
+    "png",
+    "styled",
+]
 
 # Okabe and Ito's colours: told apart under the common colour-vision deficiencies. Markers differ as well.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7A7A7A")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (6, 2, 1, 2)))
+
+MAPS = ("viridis", "viridis_r", "cividis", "RdBu", "RdBu_r", "gray", "gray_r")
+"""Colour maps whose lightness says what their colour says; the blue and red of the diverging one stay apart."""
+SMALLEST = 8.0
+"""Points of the smallest letters: still read on a projector."""
 
 _RC: dict[Any, Any] = {
     "figure.dpi": 100,
@@ -38,6 +52,8 @@ _RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 11,
     "lines.linewidth": 1.8,
+    # Lines that say nothing of their look differ in colour and in shape all the same.
+    "axes.prop_cycle": cycler(color=COLORS) + cycler(linestyle=LINES),
 }
 
 
@@ -73,50 +89,3 @@ def png(drawn: Figure) -> bytes:
     with styled():
         drawn.savefig(stream, format="png", metadata={"Software": None})
     return stream.getvalue()
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """What a figure is at given parameters: a picture, and what it shows in words.
-
-    Attributes:
-        figure: the picture, made with `figure` inside `styled`.
-        words: one or two sentences with the numbers that matter: what screen readers read out, and what stands where
-            there is no picture.
-        numbers: what changes with the parameters, by name and unit ("mean accuracy (%)"): a row of the table that
-            stands for the figure in text.
-
-    Raises:
-        ValueError: `words` is empty.
-    """
-
-    figure: Figure
-    words: str
-    numbers: Mapping[str, object] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not self.words.strip():
-            raise ValueError("a figure needs words for those who cannot see it: give it a sentence")
-
-
-def show(drawn: Figure | Drawing, alt: str = "") -> None:
-    """Put a figure into the notebook; where there is none, in a plain terminal, its words.
-
-    Args:
-        drawn: the figure, or a drawing, which has words of its own.
-        alt: of a figure, what it shows, in words: read out by screen readers, and shown where there is no picture.
-
-    Raises:
-        ValueError: there are no words.
-    """
-    from IPython import get_ipython
-    from IPython.display import display
-
-    drawing = drawn if isinstance(drawn, Drawing) else Drawing(drawn, alt)
-    drawn, alt = drawing.figure, drawing.words
-    if get_ipython() is None:
-        # IPython would print the picture itself, as a hundred thousand letters.
-        display(alt)
-        return
-    picture = base64.b64encode(png(drawn)).decode("ascii")
-    display({"image/png": picture, "text/plain": alt}, metadata={"image/png": {"alt": alt}}, raw=True)

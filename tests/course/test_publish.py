@@ -1,8 +1,7 @@
 """Pages open without a network, show formulas without scripts, and tell pictures in words."""
 
-import os
 import re
-import shutil
+from html import unescape
 from pathlib import Path
 
 import nbformat
@@ -12,21 +11,7 @@ from apgd_teach.course.mathml import markdown_to_html, to_mathml
 from apgd_teach.course.publish import WIDGET_VIEW, claim, heading, to_html, write_index
 from apgd_teach.course.runner import RunResult, run_course
 from apgd_teach.course.sources import read_notebook, to_notebook
-from apgd_teach.doctor import BROWSERS
 from apgd_teach.errors import CourseError
-
-CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
-# Chromium asks its maker for news at every start unless it is told not to; none of it may be mistaken for the page's.
-QUIET = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-]
 
 
 def text_of(html: str) -> str:
@@ -147,6 +132,24 @@ def test_pictures_have_the_text_they_were_displayed_with(course):
     ]
 
 
+def test_a_panel_on_a_page_is_its_picture_its_words_and_its_numbers(tmp_path):
+    fixture = Path(__file__).parent / "fixtures" / "panels.py"
+    (result,) = run_course([fixture], tmp_path, budget_s=60)
+    assert result.ok, result.message
+    page = (tmp_path / "panels.html").read_text(encoding="utf-8")
+    pictures = re.findall(r"<img[^>]*>", page)
+    assert len(pictures) == 5
+    alts = [re.search(r"""alt=("[^"]*"|'[^']*'|\S+)""", one)[1] for one in pictures]
+    assert "frequency f 5 Hz: At frequency 5 the wave ends at -0.959." in alts[0]
+    assert "Eight calm maps to the power 3." in alts[1]
+    # What a dark page may turn round, and what it must not.
+    assert ['class="plot"' in one or "class=plot" in one for one in pictures] == [True] * 4 + [False]
+    tables = [unescape(one) for one in re.findall(r"<details class=\"?in-words.*?<pre>(.*?)</pre>", page, re.S)]
+    assert len(tables) == 3
+    assert re.search(r"^5 Hz +−0.959$", tables[0], re.M)
+    assert WIDGET_VIEW not in page
+
+
 def test_a_widget_gives_way_to_its_picture_and_the_notebook_is_not_changed(course, tmp_path):
     notebook = read_notebook(course / "page.ipynb")
     before = nbformat.writes(notebook)
@@ -179,40 +182,29 @@ def test_the_index_of_a_full_run_has_no_fast_stamp(course, tmp_path):
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: set CHROMIUM to its path, or install it")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_browser_shows_the_pages_without_a_request(course, scheme):
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        try:
-            page = browser.new_context(viewport={"width": 375, "height": 700}, color_scheme=scheme).new_page()
-            requests: list[str] = []
-            errors: list[str] = []
-            page.on("request", lambda request: requests.append(request.url))
-            page.on("pageerror", lambda error: errors.append(str(error)))
-            page.goto((course / "page.html").as_uri())
-            heights = page.eval_on_selector_all("math", "all => all.map(one => one.getBoundingClientRect().height)")
-            assert len(heights) >= 8
-            assert min(heights) > 5
-            # A fraction that is drawn is taller than a single letter.
-            assert max(heights) > 1.5 * min(heights)
-            pictures = page.eval_on_selector_all("img", "all => all.map(one => [one.alt, one.naturalWidth])")
-            assert len(pictures) == 3
-            assert all(alt and width > 100 for alt, width in pictures)
-            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (
-                "a phone must not scroll sideways"
-            )
-            page.click("nav a[rel=prev]")
-            assert page.title() == "A good notebook"
-            page.click("text=All notebooks")
-            assert page.locator("li.page").count() == 3
-            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (
-                "a phone must not scroll sideways"
-            )
-            assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
-            assert len(requests) >= 3
-            assert errors == []
-        finally:
-            browser.close()
+def test_a_browser_shows_the_pages_without_a_request(browser, course, scheme):
+    page = browser.new_context(viewport={"width": 375, "height": 700}, color_scheme=scheme).new_page()
+    requests: list[str] = []
+    errors: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto((course / "page.html").as_uri())
+    heights = page.eval_on_selector_all("math", "all => all.map(one => one.getBoundingClientRect().height)")
+    assert len(heights) >= 8
+    assert min(heights) > 5
+    # A fraction that is drawn is taller than a single letter.
+    assert max(heights) > 1.5 * min(heights)
+    pictures = page.eval_on_selector_all("img", "all => all.map(one => [one.alt, one.naturalWidth])")
+    assert len(pictures) == 3
+    assert all(alt and width > 100 for alt, width in pictures)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "a phone must not scroll sideways"
+    page.click("nav a[rel=prev]")
+    assert page.title() == "A good notebook"
+    page.click("text=All notebooks")
+    assert page.locator("li.page").count() == 3
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "a phone must not scroll sideways"
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+    assert len(requests) >= 3
+    assert errors == []
+    page.context.close()

@@ -1,0 +1,91 @@
+"""The faces of a figure that need no kernel: small multiples as one picture, and a table."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+from PIL import Image, ImageDraw, ImageFont
+
+from apgd_teach.figures.drawing import Drawing
+from apgd_teach.figures.lint import refuse
+from apgd_teach.figures.style import png
+from apgd_teach.tables import Table
+
+__all__ = ["Frame", "frame", "multiples", "table"]
+
+WIDEST = 1280
+"""Pixels of a picture of small multiples, at most, unless a single one is wider: a screen's, or a projector's."""
+
+_CAPTION = 15
+_GAP = 10
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A drawing that is done: what a browser, a page or a table needs of it.
+
+    Attributes:
+        png: the picture.
+        words, numbers, photo: as in `Drawing`.
+    """
+
+    png: bytes
+    words: str
+    numbers: Mapping[str, object]
+    photo: bool
+
+
+def frame(drawing: Drawing) -> Frame:
+    """Draw it.
+
+    Raises:
+        FigureError: the runner looks on, and the figure breaks the rules of `lint.look_over`.
+    """
+    refuse(drawing.figure)
+    return Frame(png(drawing.figure), drawing.words, dict(drawing.numbers), drawing.photo)
+
+
+def multiples(frames: Mapping[str, Frame]) -> bytes:
+    """Pictures side by side as one PNG, each under its caption; the same bytes for the same pictures.
+
+    As many beside each other as `WIDEST` has room for, all in cells of the largest one's size.
+
+    Args:
+        frames: by caption ("λ 0.3"); a caption may be empty.
+    """
+    pictures = [Image.open(io.BytesIO(one.png)).convert("RGB") for one in frames.values()]
+    if len(pictures) == 1 and not any(frames):
+        return next(iter(frames.values())).png
+    font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans-Bold.ttf", _CAPTION)
+    wide, high = (max(one.size[side] for one in pictures) for side in (0, 1))
+    columns = max(1, min(len(pictures), (WIDEST + _GAP) // (wide + _GAP)))
+    rows = -(-len(pictures) // columns)
+    head = 2 * _CAPTION
+    sheet = Image.new("RGB", (columns * (wide + _GAP) - _GAP, rows * (head + high + _GAP) - _GAP), "white")
+    pen = ImageDraw.Draw(sheet)
+    for place, (caption, picture) in enumerate(zip(frames, pictures, strict=True)):
+        x, y = place % columns * (wide + _GAP), place // columns * (head + high + _GAP)
+        pen.text((x + wide / 2, y + head / 2), caption, fill="black", font=font, anchor="mm")
+        sheet.paste(picture, (x + (wide - picture.size[0]) // 2, y + head))
+    stream = io.BytesIO()
+    sheet.save(stream, "PNG", optimize=True)
+    return stream.getvalue()
+
+
+def table(settings: Sequence[Mapping[str, object]], frames: Sequence[Frame], caption: str) -> Table:
+    """A row per setting: what the sliders say, and the numbers that the figure stands for.
+
+    Args:
+        settings: by slider's name, what it stands at.
+        frames: what is drawn there.
+        caption: the figure's title.
+    """
+    names = list(dict.fromkeys(name for one in frames for name in one.numbers))
+    rows = [
+        [*setting.values(), *(one.numbers.get(name) for name in names)]
+        for setting, one in zip(settings, frames, strict=True)
+    ]
+    return Table([*(settings[0] if settings else ()), *names], rows, caption=caption, digits=3)

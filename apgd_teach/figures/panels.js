@@ -1,0 +1,138 @@
+// The live face of a panel: native sliders, so that labels, arrow keys and screen readers work as everywhere, and a
+// store of pictures, so that a slider that moves to a picture which is here already asks nobody.
+
+const PATIENCE = 10000; // ms without an answer after which the reader is told
+const SETTLED = 400; // ms after which words are read out: not every step of a drag
+
+function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
+let panels = 0;
+
+function render({ model, el }) {
+  const number = ++panels;
+  const controls = model.get("controls");
+  const frames = new Map(); // "3,0": { url, words, photo }
+  let asked = ""; // the setting that the kernel was asked for and has not answered
+  let patience = 0;
+  let settled = 0;
+
+  const picture = make("img");
+  const words = make("p", { class: "apgd-words", "aria-hidden": "true" }); // the picture's alt says the same
+  const aloud = make("p", { class: "apgd-aloud", "aria-live": "polite" });
+  const status = make("span", { class: "apgd-status", role: "status" });
+  const reset = make("button", { type: "button", class: "apgd-reset" }, "Reset");
+  const inputs = controls.map((control, place) => {
+    const id = `apgd-${number}-${place}`;
+    // JupyterLab takes arrow keys for its own, unless the element itself says otherwise.
+    const common = { id, "data-lm-suppress-shortcuts": "true" };
+    const input =
+      control.kind === "choice"
+        ? make("select", common, ...control.labels.map((label) => make("option", {}, label)))
+        : make("input", { ...common, type: "range", min: 0, max: control.labels.length - 1, step: 1 });
+    const shown = control.kind === "choice" ? [] : [make("output", { for: id })];
+    const row = make("div", { class: "apgd-control" }, make("label", { for: id }, control.name), input, ...shown);
+    input.addEventListener("input", () => {
+      const chosen = [...model.get("chosen")];
+      chosen[place] = control.kind === "choice" ? input.selectedIndex : Number(input.value);
+      choose(chosen);
+    });
+    return { row, input, output: shown[0] };
+  });
+  reset.addEventListener("click", () => choose(controls.map((control) => control.start)));
+  const bar = make("div", { class: "apgd-bar" }, ...inputs.map((one) => one.row), reset, status);
+  const attributes = { class: "apgd-panel", role: "group", "aria-label": model.get("title") };
+  el.append(make("div", attributes, bar, picture, words, aloud));
+
+  function choose(chosen) {
+    model.set("chosen", chosen);
+    model.save_changes();
+  }
+
+  function update() {
+    const chosen = model.get("chosen");
+    controls.forEach((control, place) => {
+      const { input, output } = inputs[place];
+      const label = control.labels[chosen[place]];
+      if (control.kind === "choice") input.selectedIndex = chosen[place];
+      else {
+        input.value = chosen[place];
+        input.setAttribute("aria-valuetext", label);
+        output.textContent = label;
+      }
+    });
+    const key = chosen.join(",");
+    if (frames.has(key)) put(key);
+    else ask(key);
+  }
+
+  function put(key) {
+    const frame = frames.get(key);
+    status.textContent = "";
+    if (picture.dataset.key === key && picture.src === frame.url) return;
+    picture.src = frame.url;
+    picture.alt = frame.words;
+    picture.className = frame.photo ? "apgd-photo" : "";
+    picture.dataset.key = key;
+    words.textContent = frame.words;
+    clearTimeout(settled);
+    settled = setTimeout(() => (aloud.textContent = frame.words), SETTLED);
+  }
+
+  function ask(key) {
+    status.textContent = "drawing …";
+    if (asked) return; // one at a time: what lies between is not needed any more when the answer comes
+    asked = key;
+    model.send({ want: key.split(",").map(Number) });
+    clearTimeout(patience);
+    patience = setTimeout(() => {
+      asked = "";
+      status.textContent = "no answer: the kernel is busy with a cell, or not running";
+    }, PATIENCE);
+  }
+
+  function keep(frame, bytes) {
+    const key = frame.at.join(",");
+    if (frames.has(key)) return; // asked for and drawn ahead at the same time: the same picture
+    frames.set(key, { ...frame, url: URL.createObjectURL(new Blob([bytes], { type: "image/png" })) });
+  }
+
+  function answered(key) {
+    if (asked !== key) return;
+    asked = "";
+    clearTimeout(patience);
+  }
+
+  function onMessage(message, buffers) {
+    const key = message.at.join(",");
+    const here = model.get("chosen").join(",");
+    answered(key);
+    if (message.what === "picture") {
+      keep(message, buffers[0]);
+      if (key === here) put(key);
+      else if (!frames.has(here)) ask(here);
+    } else if (message.what === "sorry") {
+      if (key === here) status.textContent = message.sentence;
+      else if (!frames.has(here)) ask(here);
+    }
+  }
+
+  keep(model.get("first"), model.get("picture"));
+  model.on("msg:custom", onMessage);
+  model.on("change:chosen", update);
+  model.send({ hello: true });
+  update();
+  return () => {
+    model.off("msg:custom", onMessage);
+    model.off("change:chosen", update);
+    clearTimeout(patience);
+    clearTimeout(settled);
+    frames.forEach((frame) => URL.revokeObjectURL(frame.url));
+  };
+}
+
+export default { render };

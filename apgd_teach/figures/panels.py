@@ -1,0 +1,344 @@
+"""A figure with three faces: sliders where a kernel runs, pictures where none does, and a table in words."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anywidget
+from traitlets import Bytes, Dict, List, Unicode
+
+from apgd_teach.course.profiles import VISIT
+from apgd_teach.errors import FigureError
+from apgd_teach.figures.drawing import Drawing
+from apgd_teach.figures.faces import Frame, frame, multiples, table
+from apgd_teach.tables import Table
+
+__all__ = ["Panel", "Slider", "panel"]
+
+AHEAD = 240
+"""Pictures that are drawn ahead, at most: the nearest to where the sliders stand."""
+
+_PAUSE_S = 0.02
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Slider:
+    """What a reader can change about a figure.
+
+    Attributes:
+        name: what it is, in words and with its symbol: "merging coefficient λ". Screen readers read it out.
+        values: what it can stand at, two or more different ones in their order. Texts make a list to choose from.
+        start: where it stands first; the first value when None.
+        unit: shown after the value: " %".
+
+    Raises:
+        FigureError: there is nothing to choose from, a value is there twice, or `start` is none of them.
+    """
+
+    name: str
+    values: Sequence[object]
+    start: object = None
+    unit: str = ""
+    labels: tuple[str, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        values = list(self.values)
+        if not self.name.strip():
+            raise FigureError("a slider has no name, and a screen reader would have nothing to say; give it one.")
+        if len(values) < 2:
+            raise FigureError(f"the slider '{self.name}' has {len(values)} values; give it two or more.")
+        labels = tuple(f"{_text(value)}{self.unit}" for value in values)
+        twice = sorted({one for one in labels if labels.count(one) > 1})
+        if twice:
+            raise FigureError(
+                f"the slider '{self.name}' has {twice[0]} more than once; each must be told from the others."
+            )
+        object.__setattr__(self, "values", tuple(values))
+        object.__setattr__(self, "labels", labels)
+        _ = self.first  # refuses a start that is none
+
+    @property
+    def first(self) -> int:
+        """Place of `start` among the values."""
+        return 0 if self.start is None else self.place(self.start)
+
+    def place(self, value: object) -> int:
+        """Place of a value; the nearest number counts where none is equal to the last digit.
+
+        Raises:
+            FigureError: it is none of the values.
+        """
+        for place, one in enumerate(self.values):
+            near = isinstance(one, float) and isinstance(value, int | float) and abs(one - value) <= 1e-9 * abs(one)
+            if one == value or near:
+                return place
+        raise FigureError(f"{_text(value)} is no value of the slider '{self.name}'; it has: {', '.join(self.labels)}.")
+
+
+def _text(value: object) -> str:
+    return f"{value:g}".replace("-", "−") if isinstance(value, int | float) else str(value)
+
+
+class Panel(anywidget.AnyWidget):
+    """The widget that `panel` makes.
+
+    The browser keeps every picture that it was sent and moves between them by itself. The kernel draws what is asked
+    for, and, while it has nothing else to do, what lies nearest to where the sliders stand: one picture at a time, so
+    that a question never waits for more than one. It draws nothing ahead where no browser has said that it is there.
+    """
+
+    _esm = (_HERE / "panels.js").read_text(encoding="utf-8")
+    _css = (_HERE / "panels.css").read_text(encoding="utf-8")
+    title = Unicode().tag(sync=True)
+    controls = List(Dict()).tag(sync=True)
+    chosen: List[int] = List().tag(sync=True)
+    first = Dict().tag(sync=True)
+    picture = Bytes().tag(sync=True)
+
+    def __init__(
+        self,
+        draw: Callable[..., Drawing],
+        title: str,
+        sliders: Mapping[str, Slider],
+        static: Sequence[Mapping[str, object]],
+    ) -> None:
+        self._draw, self._sliders = draw, dict(sliders)
+        self._frames: dict[tuple[int, ...], Frame] = {}
+        self._sent: set[tuple[int, ...]] = set()
+        self._failed: set[tuple[int, ...]] = set()
+        self._planned = False
+        self._title = title
+        start = tuple(one.first for one in self._sliders.values())
+        self._static = [self._places(setting) for setting in static] or [start]
+        first = self._frame(start)
+        for places in self._static:
+            self._frame(places)
+        if os.environ.get(VISIT):
+            for places in _ends(start, [len(one.values) for one in self._sliders.values()]):
+                self._frame(places)
+        super().__init__(
+            title=title,
+            controls=[
+                {
+                    "name": one.name,
+                    "labels": list(one.labels),
+                    "start": one.first,
+                    "kind": "choice" if any(isinstance(value, str) for value in one.values) else "range",
+                }
+                for one in self._sliders.values()
+            ],
+            chosen=list(start),
+            first={"at": list(start), "words": first.words, "photo": first.photo},
+            picture=first.png,
+        )
+        self.on_msg(self._hear)
+        self.observe(self._moved, names="chosen")
+
+    # What a notebook or a test asks
+
+    @property
+    def values(self) -> dict[str, object]:
+        """Where the sliders stand, by the parameter's name."""
+        return {key: one.values[place] for (key, one), place in zip(self._sliders.items(), self.chosen, strict=True)}
+
+    @property
+    def words(self) -> str:
+        """What the figure shows where the sliders stand."""
+        return self._frame(tuple(self.chosen)).words
+
+    def move(self, **values: object) -> None:
+        """Put sliders somewhere, as a reader would.
+
+        Raises:
+            FigureError: there is no such slider or value, or the figure cannot be drawn there; nothing has moved then.
+        """
+        places = self._places({**self.values, **values})
+        self._frame(places)
+        self.chosen = list(places)
+
+    def table(self) -> Table:
+        """The figure in text: a row for each of the static settings."""
+        return table([self._shown(places) for places in self._static], [*map(self._frame, self._static)], self._title)
+
+    def static(self) -> bytes:
+        """The figure where no kernel runs: small multiples, as PNG."""
+        return multiples({self._caption(places): self._frame(places) for places in self._static})
+
+    def alt(self) -> str:
+        """The static face in words."""
+        parts = [f"{self._caption(places)}: {self._frame(places).words}" for places in self._static]
+        return " ".join([f"{self._title}.", *parts])
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        live, notes = super()._repr_mimebundle_(**kwargs) or ({}, {})
+        picture = b64encode(self.static()).decode("ascii")
+        photo = {"photo": True} if any(self._frame(places).photo for places in self._static) else {}
+        about = {"image/png": {"alt": self.alt(), **photo}}
+        return {**live, "image/png": picture, "text/plain": str(self.table())}, {**notes, **about}
+
+    def __repr__(self) -> str:
+        return str(self.table())
+
+    # Drawing
+
+    def _places(self, setting: Mapping[str, object]) -> tuple[int, ...]:
+        for key in setting:
+            if key not in self._sliders:
+                raise FigureError(
+                    f"the figure '{self._title}' has no slider '{key}'; it has: {', '.join(self._sliders)}."
+                )
+        return tuple(one.place(setting[key]) if key in setting else one.first for key, one in self._sliders.items())
+
+    def _shown(self, places: tuple[int, ...]) -> dict[str, str]:
+        return {one.name: one.labels[place] for one, place in zip(self._sliders.values(), places, strict=True)}
+
+    def _caption(self, places: tuple[int, ...]) -> str:
+        return ", ".join(f"{name} {label}" for name, label in self._shown(places).items())
+
+    def _frame(self, places: tuple[int, ...]) -> Frame:
+        """The picture of a setting, drawn once.
+
+        Raises:
+            FigureError: it cannot be drawn.
+        """
+        if places not in self._frames:
+            values = {key: one.values[place] for (key, one), place in zip(self._sliders.items(), places, strict=True)}
+            try:
+                drawing = self._draw(**values)
+                if not isinstance(drawing, Drawing):
+                    raise TypeError(f"it returned {type(drawing).__name__}, where a Drawing with its words is needed")
+                self._frames[places] = frame(drawing)
+            except Exception as error:
+                name = getattr(self._draw, "__name__", type(self._draw).__name__)
+                reason = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0].rstrip(".: ")
+                raise FigureError(
+                    f"the figure '{self._title}' cannot be drawn at {self._caption(places)} ({reason}); correct "
+                    f"{name}(), or move the slider elsewhere."
+                ) from error
+        return self._frames[places]
+
+    # Talking to the browser
+
+    def _hear(self, _: object, message: Mapping[str, Any], __: object) -> None:
+        if message.get("hello"):
+            # A page that was loaded again has lost what it was sent.
+            self._sent.clear()
+            for places in list(self._frames):
+                self._answer(places)
+        elif "want" in message:
+            self._answer(tuple(message["want"]))
+        self._plan()
+
+    def _moved(self, _: object) -> None:
+        self._plan()
+
+    def _answer(self, places: tuple[int, ...]) -> None:
+        try:
+            one = self._frame(places)
+        except FigureError as error:
+            self._failed.add(places)
+            self.send({"what": "sorry", "at": list(places), "sentence": str(error)})
+            return
+        self._sent.add(places)
+        self.send({"what": "picture", "at": list(places), "words": one.words, "photo": one.photo}, [one.png])
+
+    def _plan(self) -> None:
+        """Draw the next picture ahead when the kernel has answered everything else."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        if self._sent and not self._planned:
+            self._planned = True
+            loop.call_later(_PAUSE_S, self._draw_ahead)
+
+    def _draw_ahead(self) -> None:
+        self._planned = False
+        counts = [len(one.values) for one in self._sliders.values()]
+        near = itertools.islice(_by_distance(tuple(self.chosen), counts), AHEAD)
+        places = next((one for one in near if one not in self._sent and one not in self._failed), None)
+        if places is None or self.comm is None:
+            return
+        try:
+            self._frame(places)
+        except FigureError:
+            # Said when a reader comes there.
+            self._failed.add(places)
+        else:
+            self._answer(places)
+        self._plan()
+
+
+def _ends(start: tuple[int, ...], counts: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Every slider at its first and its last value, the others where they start."""
+    for slider, count in enumerate(counts):
+        for place in (0, count - 1):
+            yield (*start[:slider], place, *start[slider + 1 :])
+
+
+def _by_distance(centre: tuple[int, ...], counts: Sequence[int]) -> list[tuple[int, ...]]:
+    """Every setting, the fewest steps away first."""
+    every = itertools.product(*map(range, counts))
+    return sorted(every, key=lambda one: (sum(abs(a - b) for a, b in zip(one, centre, strict=True)), one))
+
+
+def panel(
+    draw: Callable[..., Drawing],
+    *,
+    title: str,
+    static: Sequence[Mapping[str, object]] = (),
+    **sliders: Slider,
+) -> Panel:
+    """A figure whose parameters a reader can move.
+
+    In JupyterLab: sliders with names, worked by mouse or keyboard, a reset button, the picture, and its words under it.
+    Everywhere else (GitHub, a page, a notebook that is not trusted) the picture of the settings `static`, one beside
+    the other. As text: a table of the same settings.
+
+    Args:
+        draw: a pure function of the sliders' values, passed by name: it looks up, and neither trains nor solves. It is
+            called once per setting.
+        title: what the figure is about, a few words.
+        static: settings shown where nothing can be moved, by parameter, two to four of them; a slider that one does
+            not name stands where it starts. The start alone when empty.
+        sliders: by the parameter's name.
+
+    Returns:
+        The widget. Give it to the notebook as a cell's last value.
+
+    Raises:
+        FigureError: there is no slider or title, a static setting is none, or the figure cannot be drawn where it
+            starts or at a static setting; under the course's runner also at any slider's ends.
+
+    Example:
+
+        >>> from apgd_teach.figures import Drawing, Slider, panel
+        >>> from apgd_teach.figures.style import figure, styled
+        >>> def draw(power):
+        ...     with styled():
+        ...         drawn, (axes,) = figure()
+        ...         axes.plot([x**power for x in range(5)])
+        ...         return Drawing(drawn, f"4 to the power {power} is {4**power}.", {"last": 4**power})
+        >>> moving = panel(draw, title="Powers", power=Slider("power", [1, 2, 3]))
+        >>> moving.move(power=3)
+        >>> moving.words
+        '4 to the power 3 is 64.'
+
+    Lesson: 01 to 07.
+    """
+    if not sliders:
+        raise FigureError("a panel without a slider is a picture; give it a slider, or use show().")
+    if not title.strip():
+        raise FigureError("a panel has no title, and a screen reader would have nothing to call it; give it one.")
+    for key, one in sliders.items():
+        if not isinstance(one, Slider):
+            raise FigureError(f"'{key}' is no Slider; write {key}=Slider('its name', [its values]).")
+    return Panel(draw, title, sliders, static)

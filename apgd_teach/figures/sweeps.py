@@ -1,0 +1,306 @@
+"""How a merge depends on its coefficient, and how methods stand beside each other with their intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from matplotlib.lines import Line2D
+
+from apgd_teach.errors import ApgdTeachError
+from apgd_teach.evaluate import Comparison, Difference, Evaluator
+from apgd_teach.figures.drawing import Drawing
+from apgd_teach.figures.style import COLORS, MARKERS, figure, look, styled
+from apgd_teach.merging import StateDict, merge
+from apgd_teach.progress import bar
+
+__all__ = ["Sweep", "draw_methods", "draw_sweep", "sweep"]
+
+_GREY = COLORS[7]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Task arithmetic scored at several merging coefficients.
+
+    Attributes:
+        coefficients: λ, rising; 1/T is always among them.
+        accuracies: per task, per cent of the images named rightly at each λ.
+        against: at each λ, the difference of the mean accuracy from the base's, with its 95 % interval.
+        base: per task, the base's accuracy (%).
+        experts: per task, the accuracy of the task's own expert (%).
+        titles: of the tasks, by name.
+
+    Lesson: 03.
+    """
+
+    coefficients: tuple[float, ...]
+    accuracies: dict[str, tuple[float, ...]]
+    against: tuple[Difference, ...]
+    base: dict[str, float]
+    experts: dict[str, float]
+    titles: dict[str, str]
+
+    @property
+    def means(self) -> tuple[float, ...]:
+        """Mean accuracy over the tasks (%) at each λ."""
+        return tuple(sum(at) / len(at) for at in zip(*self.accuracies.values(), strict=True))
+
+    @property
+    def worst(self) -> tuple[tuple[str, float], ...]:
+        """At each λ, the task of the lowest accuracy, and that accuracy (%)."""
+        found = []
+        for place in range(len(self.coefficients)):
+            task = min(self.accuracies, key=lambda name: self.accuracies[name][place])
+            found.append((task, self.accuracies[task][place]))
+        return tuple(found)
+
+
+def sweep(
+    evaluator: Evaluator,
+    base: StateDict,
+    vectors: Mapping[str, StateDict],
+    coefficients: Sequence[float],
+    *,
+    progress: bool = True,
+) -> Sweep:
+    """Score θ₀ + λ Στᵢ at each λ, by `merge` with the method `task_arithmetic`.
+
+    Biases are averaged at every λ, as the merge's policy has it: λ = 0 is not quite the base, and λ = 1/T is the
+    average in every tensor.
+
+    Args:
+        evaluator: says which images; its pool has the tasks of `vectors`.
+        base: θ₀.
+        vectors: τᵢ by task, as `task_vectors` gives them.
+        coefficients: λ; 1/T is scored beside them.
+        progress: show a bar.
+
+    Raises:
+        ApgdTeachError: there is no coefficient, one is no finite number, or the tasks are not the evaluator's.
+
+    Source: method.md §4, §6. Lesson: 03.
+    """
+    if not len(coefficients):
+        raise ApgdTeachError("a sweep over no merging coefficient shows nothing; give at least one number.")
+    if not vectors or set(vectors) != set(evaluator.pool.tasks):
+        raise ApgdTeachError(
+            f"the sweep has task vectors of {_listed(vectors)} and images of {_listed(evaluator.pool.tasks)}; "
+            "give both for the same tasks, as with pool.only([…])."
+        )
+    experts = {
+        task: {key: tensor + tau[key] if key in tau else tensor for key, tensor in base.items()}
+        for task, tau in vectors.items()
+    }
+    tasks = list(evaluator.pool.tasks)
+    every = sorted({*coefficients, 1 / len(tasks)})
+    merged = {}
+    with bar(len(every), "network", "sweep of λ", progress) as networks:
+        for place, coefficient in enumerate(every):
+            made = merge(base, experts, "task_arithmetic", coefficient=coefficient)
+            merged[str(place)] = evaluator.scores(made.state_dict)
+            networks.update(1)
+    titles = {task: evaluator.pool.tasks[task].title for task in tasks}
+    own = {task: evaluator.score(experts[task], task) for task in tasks}
+    compared = Comparison(titles, evaluator.scores(base), own, merged, dict.fromkeys(merged, "none"), "")
+    return Sweep(
+        coefficients=tuple(float(one) for one in every),
+        accuracies={task: tuple(scores[task].accuracy for scores in merged.values()) for task in tasks},
+        against=tuple(compared.against(label) for label in merged),
+        base={task: score.accuracy for task, score in compared.base.items()},
+        experts={task: score.accuracy for task, score in compared.experts.items()},
+        titles=titles,
+    )
+
+
+def draw_sweep(measured: Sweep, *, coefficient: float) -> Drawing:
+    """Mean accuracy, worst task and every task over λ, between base and experts.
+
+    Args:
+        measured: what `sweep` gave.
+        coefficient: the λ that is marked and put into words; one of those measured.
+
+    Raises:
+        ApgdTeachError: nothing was measured at that λ.
+
+    Lesson: 03.
+    """
+    place = place_of(measured.coefficients, coefficient, "λ")
+    chosen, means, worst = measured.coefficients[place], measured.means, measured.worst
+    count = len(measured.titles)
+    base, experts = (sum(one.values()) / count for one in (measured.base, measured.experts))
+    average = place_of(measured.coefficients, 1 / count, "λ")
+    with styled():
+        drawn, (axes,) = figure(width=7.6, height=4.6)
+        for i, line in enumerate(measured.accuracies.values()):
+            axes.plot(
+                measured.coefficients,
+                line,
+                color="#B5B5B5",
+                linestyle="-",
+                linewidth=0.9,
+                label="" if i else "each task",
+                zorder=1.5,
+            )
+        axes.axhline(experts, color=COLORS[2], linestyle="-.", label="experts' mean")
+        axes.axhline(base, color=_GREY, linestyle=(0, (5, 1)), label="base's mean")
+        axes.plot(
+            measured.coefficients, means, color=COLORS[0], marker=MARKERS[0], markersize=4, label="mean over tasks"
+        )
+        axes.plot(
+            measured.coefficients,
+            [accuracy for _, accuracy in worst],
+            color=COLORS[1],
+            linestyle="--",
+            marker=MARKERS[1],
+            markersize=4,
+            label="worst task",
+        )
+        axes.plot(
+            1 / count,
+            means[average],
+            color=COLORS[4],
+            marker=MARKERS[3],
+            markeredgecolor="black",
+            linestyle="",
+            markersize=9,
+            label=f"average (λ = 1/{count})",
+        )
+        axes.axvline(chosen, color="black", linestyle=":", linewidth=1.4, label="λ chosen")
+        axes.plot([chosen] * 2, [means[place], worst[place][1]], "o", color="black", fillstyle="none", markersize=11)
+        axes.set_xlabel("merging coefficient λ in θ₀ + λ Στᵢ")
+        axes.set_ylabel("accuracy (%)")
+        axes.set_title(f"Task arithmetic at λ = {chosen:.3g}: mean {means[place]:.1f} %, worst {worst[place][1]:.1f} %")
+        drawn.legend(loc="outside lower center", ncols=4)
+    against = measured.against[place]
+    highest = max(range(len(means)), key=means.__getitem__)
+    return Drawing(
+        drawn,
+        f"At λ = {chosen:.3g} the mean accuracy is {means[place]:.1f} %, {_beside(against, base)}; "
+        f"the worst task is {measured.titles[worst[place][0]]} with {worst[place][1]:.1f} %. "
+        f"The highest mean of the sweep is {means[highest]:.1f} %, at λ = {measured.coefficients[highest]:.3g}; the "
+        f"average (λ = 1/{count}) has {means[average]:.1f} % and the experts {experts:.1f} %.",
+        {
+            "mean accuracy (%)": means[place],
+            "worst task (%)": worst[place][1],
+            "against the base (points)": against.points,
+            "half the 95 % interval (points)": against.margin,
+        },
+    )
+
+
+def draw_methods(compared: Comparison, *, task: str = "all") -> Drawing:
+    """Methods one below the other: accuracy, with the 95 % interval of its difference from the base.
+
+    The order is that of the mean over all tasks, whichever task is shown, so that a method keeps its row. A second
+    scale counts the same in per cent of the gap recovered, where the experts are better than the base.
+
+    Args:
+        compared: what `compare` gave.
+        task: a task's name, or "all" for the mean over the tasks.
+
+    Raises:
+        ApgdTeachError: there is no such task, or no method was compared.
+
+    Source: method.md §4. Lesson: 07.
+    """
+    if not compared.merged:
+        raise ApgdTeachError("no method was compared; give `compare` at least one merged network.")
+    shown = _of_task(compared, task)
+    labels = sorted(compared.merged, key=lambda label: (-compared.average(label), label))
+    base, experts = shown.average("base"), shown.average("experts")
+    accuracies = {label: shown.average(label) for label in labels}
+    against = {label: shown.against(label) for label in labels}
+    kinds = sorted(set(compared.data_used.values()), key=lambda kind: (kind != "none", kind))
+    where = f"mean over {len(shown.titles)} tasks" if task == "all" else shown.titles[task]
+    with styled():
+        drawn, (axes,) = figure(width=8.4, height=2.2 + 0.36 * len(labels))
+        axes.axvline(base, color=_GREY, linestyle=(0, (5, 1)))
+        axes.axvline(experts, color=COLORS[2], linestyle="-.")
+        for i, kind in enumerate(kinds):
+            rows = [row for row, label in enumerate(labels) if compared.data_used[label] == kind]
+            axes.errorbar(
+                [accuracies[labels[row]] for row in rows],
+                rows,
+                xerr=[against[labels[row]].margin for row in rows],
+                **{**look(i), "linestyle": "", "color": COLORS[(0, 1, 3, 4, 5)[i % 5]]},
+                capsize=3,
+                markersize=7,
+            )
+        handles = [
+            Line2D([], [], color=_GREY, linestyle=(0, (5, 1)), label="base"),
+            Line2D([], [], color=COLORS[2], linestyle="-.", label="each its own expert"),
+        ]
+        names = [f"{label}  (data: {compared.data_used[label]})" for label in labels]
+        axes.set_yticks(range(len(labels)), names)
+        axes.set_ylim(len(labels) - 0.5, -0.5)
+        axes.set_xlabel("accuracy (%); bars: 95 % interval of the difference from the base")
+        axes.set_title(f"Methods: {where}")
+        if experts > base:
+            # The same scale in another unit: no second set of marks to read.
+            low, high = axes.get_xlim()
+            axes.set_xlim(low, high)
+            above = axes.twiny()
+            above.set_xlim(*(100 * (accuracy - base) / (experts - base) for accuracy in (low, high)))
+            above.spines["top"].set_visible(True)
+            above.grid(False)
+            above.set_xlabel("gap recovered (%)", fontsize=10)
+        drawn.legend(handles=handles, loc="outside lower center", ncols=2)
+    best = max(labels, key=lambda label: accuracies[label])
+    verdicts = [one.verdict for one in against.values()]
+    counts = {verdict: verdicts.count(verdict) for verdict in ("better", "worse", "no difference seen")}
+    recovered = shown.recovered_words(best)
+    return Drawing(
+        drawn,
+        f"{'In the' if task == 'all' else 'On'} {where} {best} is most "
+        f"accurate with {accuracies[best]:.1f} %, {against[best]} points against the base's {base:.1f} %"
+        + (f" ({recovered} % of the gap to the experts' {experts:.1f} %)" if recovered != "–" else "")
+        + f". Of {len(labels)} methods, {counts['better']} are seen to be better than the base, {counts['worse']} to "
+        f"be worse, and for {counts['no difference seen']} no difference is seen.",
+        {
+            "base (%)": base,
+            **{f"{label} (%)": accuracies[label] for label in labels},
+            "each its own expert (%)": experts,
+        },
+    )
+
+
+def place_of(values: Sequence[float], wanted: float, what: str) -> int:
+    """Where a number stands among those measured; what a slider computes may differ in the last digits.
+
+    Raises:
+        ApgdTeachError: it is not among them.
+    """
+    for place, value in enumerate(values):
+        if math.isclose(value, wanted, rel_tol=1e-6, abs_tol=1e-9):
+            return place
+    known = ", ".join(f"{value:.3g}" for value in values)
+    raise ApgdTeachError(f"nothing was measured at {what} = {wanted:g}; take one of: {known}.")
+
+
+def _of_task(compared: Comparison, task: str) -> Comparison:
+    """The same comparison on one task alone."""
+    if task == "all":
+        return compared
+    if task not in compared.titles:
+        raise ApgdTeachError(f"nothing was compared on the task '{task}'; take 'all' or {_listed(compared.titles)}.")
+    return replace(
+        compared,
+        titles={task: compared.titles[task]},
+        base={task: compared.base[task]},
+        experts={task: compared.experts[task]},
+        merged={label: {task: scores[task]} for label, scores in compared.merged.items()},
+    )
+
+
+def _beside(against: Difference, base: float) -> str:
+    """ "5.7 ± 0.9 points below the base's 82.0 %", and whether the interval can tell that from nothing."""
+    margin = "" if math.isnan(against.margin) else f" ± {against.margin:.1f}"
+    side = "above" if against.points >= 0 else "below"
+    doubt = " (no difference seen)" if against.verdict == "no difference seen" else ""
+    return f"{abs(against.points):.1f}{margin} points {side} the base's {base:.1f} %{doubt}"
+
+
+def _listed(names: Mapping[str, object]) -> str:
+    return ", ".join(names) or "no task"

@@ -1,0 +1,195 @@
+"""Panels in JupyterLab, in a real browser: what a reader sees, hears and waits for."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from apgd_teach.course.build import drop_widgets
+from apgd_teach.course.runner import run_course, run_notebook
+from apgd_teach.course.sources import notebook_text, read_notebook
+
+FIXTURE = Path(__file__).resolve().parents[1] / "course" / "fixtures" / "panels.py"
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
+
+# Moves a slider and waits, in the browser itself, for another picture; says when the reader first saw a sign of it.
+MOVE = """async ([panel, place, value]) => {
+  const root = document.querySelectorAll('.apgd-panel')[panel];
+  const input = root.querySelectorAll('input, select')[place];
+  const picture = root.querySelector('img');
+  const status = root.querySelector('.apgd-status');
+  const before = picture.src, begun = performance.now();
+  let sign = null;
+  if (input.tagName === 'SELECT') input.selectedIndex = value; else input.value = value;
+  input.dispatchEvent(new Event('input', { bubbles: true }));
+  while (performance.now() - begun < 20000) {
+    if (sign === null && status.textContent) sign = performance.now() - begun;
+    if (picture.src !== before) {
+      await picture.decode();
+      return { ms: performance.now() - begun, sign, words: root.querySelector('.apgd-words').textContent };
+    }
+    if (status.textContent.startsWith('the figure')) return { ms: null, sign, words: status.textContent };
+    await new Promise((resolve) => setTimeout(resolve, 1));
+  }
+  return { ms: null, sign, words: 'nothing happened' };
+}"""
+HERE = "(panel) => panel.querySelector('.apgd-words').textContent"
+
+
+@pytest.fixture(scope="module")
+def opened(lab: Any) -> Iterator[Any]:
+    """The fixture's notebook, run."""
+    notebook = lab.open(FIXTURE)
+    notebook.run_all()
+    notebook.page.wait_for_function("() => document.querySelectorAll('.apgd-panel img').length === 3")
+    yield notebook
+    notebook.page.context.close()
+
+
+def test_the_notebook_runs_without_an_error_and_asks_nobody_outside(opened: Any) -> None:
+    assert opened.cell_errors() == []
+    assert opened.errors == []
+    assert opened.outside == []
+
+
+def test_sliders_and_buttons_have_names_for_screen_readers(opened: Any) -> None:
+    page = opened.page
+    waves = page.get_by_role("group", name="A wave", exact=True)
+    assert waves.get_by_role("slider", name="frequency f").get_attribute("aria-valuetext") == "5 Hz"
+    assert waves.get_by_role("button", name="Reset").count() == 1
+    assert waves.get_by_role("img", name="At frequency 5 the wave ends at -0.959.").count() == 1
+    assert page.get_by_role("group", name="Maps").get_by_role("combobox", name="kind of map").count() == 1
+
+
+def test_a_drag_changes_picture_and_words_to_what_the_function_says(opened: Any) -> None:
+    panel = opened.page.locator(".apgd-panel").nth(0)
+    slider, picture = panel.locator("input"), panel.locator("img")
+    before = picture.get_attribute("src")
+    slider.scroll_into_view_if_needed()
+    box = slider.bounding_box()
+    middle = box["y"] + box["height"] / 2
+    opened.page.mouse.move(box["x"] + box["width"] * 0.25, middle)
+    opened.page.mouse.down()
+    for share in (0.4, 0.6, 0.8):
+        opened.page.mouse.move(box["x"] + box["width"] * share, middle, steps=4)
+    opened.page.mouse.up()
+    frequency = int(slider.input_value()) / 2
+    assert 14 < frequency < 18
+    words = f"At frequency {frequency:g} the wave ends at {np.sin(frequency):.3f}."
+    panel.get_by_text(words).first.wait_for(state="attached")
+    assert picture.get_attribute("alt") == words
+    assert picture.get_attribute("src") != before
+    assert panel.locator("output").inner_text() == f"{frequency:g} Hz"
+    # What is read out follows when the slider rests.
+    panel.locator(".apgd-aloud", has_text=words).wait_for(state="attached")
+
+
+def test_arrow_keys_home_and_reset(opened: Any) -> None:
+    panel = opened.page.locator(".apgd-panel").nth(0)
+    slider = panel.locator("input")
+    panel.get_by_role("button", name="Reset").click()
+    assert slider.input_value() == "10"
+    slider.focus()
+    for key, place in (("ArrowRight", 11), ("ArrowRight", 12), ("ArrowLeft", 11), ("Home", 0), ("End", 40)):
+        opened.page.keyboard.press(key)
+        assert slider.input_value() == str(place)
+        words = f"At frequency {place / 2:g} the wave ends at {np.sin(place / 2):.3f}."
+        panel.locator(".apgd-words", has_text=words).wait_for()
+    panel.get_by_role("button", name="Reset").click()
+    panel.locator(".apgd-words", has_text="At frequency 5 the wave").wait_for()
+
+
+def test_a_setting_that_cannot_be_drawn_is_said_in_a_sentence_and_the_next_one_works(opened: Any) -> None:
+    said = opened.page.evaluate(MOVE, [2, 0, 3])
+    assert said["words"] == (
+        "the figure 'Fragile' cannot be drawn at count n 3 (ValueError: three is too many); correct fragile(), or move "
+        "the slider elsewhere."
+    )
+    assert opened.page.evaluate(MOVE, [2, 0, 4])["words"] == "At frequency 4 the wave ends at -0.757."
+    assert opened.page.locator(".apgd-panel").nth(2).locator(".apgd-status").inner_text() == ""
+    assert opened.cell_errors() == []
+
+
+@pytest.mark.parametrize(("panel", "settings"), [(0, 41), (1, 16)])
+def test_fifty_moves_are_answered_within_150_ms(opened: Any, panel: int, settings: int, record_property) -> None:
+    page, draws = opened.page, random.Random(0)
+    choices = page.locator(".apgd-panel").nth(panel).locator("select").count()
+    counts = [41] if panel == 0 else [8, 2]
+    assert int(np.prod(counts)) == settings == (counts[0] * (2 if choices else 1))
+    # First every setting once, at the pace at which they come: what is slow then is drawing, and said at once.
+    for places in itertools.product(*map(range, counts)):
+        for place, value in enumerate(places):
+            move = page.evaluate(MOVE, [panel, place, value]) if value != standing(page, panel, place) else None
+            assert move is None or move["ms"] is not None
+            assert move is None or move["sign"] is None or move["sign"] < 150
+    taken = []
+    while len(taken) < 50:
+        place = draws.randrange(len(counts))
+        value = draws.randrange(counts[place])
+        if value != standing(page, panel, place):
+            taken.append(page.evaluate(MOVE, [panel, place, value])["ms"])
+    late = sorted(taken)[int(0.95 * len(taken)) - 1]
+    record_property("p95_ms", round(late))
+    print(f"panel {panel}: median {np.median(taken):.0f} ms, 95th percentile {late:.0f} ms, most {max(taken):.0f} ms")
+    assert late <= 150
+
+
+def standing(page: Any, panel: int, place: int) -> int:
+    control = page.locator(".apgd-panel").nth(panel).locator("input, select").nth(place)
+    return control.evaluate("(one) => one.tagName === 'SELECT' ? one.selectedIndex : Number(one.value)")
+
+
+def test_a_page_that_is_loaded_again_has_its_pictures_again(opened: Any) -> None:
+    page = opened.page
+    page.evaluate("() => { window.jupyterapp.commands.execute('docmanager:save'); }")
+    page.wait_for_timeout(1500)
+    page.reload()
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+    page.wait_for_function("() => document.querySelectorAll('.apgd-panel img').length === 3", timeout=60_000)
+    assert page.evaluate(MOVE, [0, 0, 3])["words"] == f"At frequency 1.5 the wave ends at {np.sin(1.5):.3f}."
+    assert opened.errors == []
+
+
+def test_in_the_dark_theme_plots_are_dark_and_their_words_light(start_lab: Any) -> None:
+    notebook = start_lab("JupyterLab Dark").open(FIXTURE)
+    notebook.run_all()
+    panel = notebook.page.locator(".apgd-panel").nth(0)
+    panel.locator("img").wait_for()
+    assert "invert" in panel.locator("img").evaluate("(one) => getComputedStyle(one).filter")
+    light = panel.locator(".apgd-words").evaluate("(one) => getComputedStyle(one).color")
+    assert min(int(part) for part in light[light.index("(") + 1 : -1].split(",")[:3]) > 150
+    notebook.page.context.close()
+
+
+def test_without_a_kernel_the_notebook_shows_the_pictures(lab: Any, tmp_path: Path) -> None:
+    assert run_notebook(FIXTURE, tmp_path / "still.ipynb", profile="fast", budget_s=120).ok
+    notebook = read_notebook(tmp_path / "still.ipynb")
+    drop_widgets(notebook)
+    (tmp_path / "still.ipynb").write_text(notebook_text(notebook), encoding="utf-8")
+    opened = lab.open(tmp_path / "still.ipynb")
+    opened.page.wait_for_function("() => document.querySelectorAll('.jp-OutputArea img').length === 5")
+    widths = opened.page.eval_on_selector_all(".jp-OutputArea img", "all => all.map((one) => one.naturalWidth)")
+    assert min(widths) >= 300
+    assert opened.page.locator(".apgd-panel").count() == 0
+    opened.page.context.close()
+
+
+def test_pages_show_every_figure_with_scripts_off(browser: Any, tmp_path: Path) -> None:
+    (result,) = run_course([FIXTURE], tmp_path, budget_s=120)
+    assert result.ok, result.message
+    page = browser.new_context(java_script_enabled=False, color_scheme="dark").new_page()
+    page.goto((tmp_path / "panels.html").as_uri())
+    pictures = page.locator("img")
+    assert pictures.count() == 5
+    assert all(pictures.nth(i).bounding_box()["height"] > 100 for i in range(5))
+    assert all(pictures.nth(i).get_attribute("alt") for i in range(5))
+    page.locator("summary").first.click()
+    assert "5 Hz" in page.locator("details pre").first.inner_text()
+    page.context.close()

@@ -1,0 +1,306 @@
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path as File
+
+import numpy as np
+import pytest
+import torch
+from torch.func import functional_call, grad, jvp
+
+sys.path.insert(0, str(File(__file__).parent))
+
+from drawn_measures import NAMES, TITLES, along, estimates, untrained_pool
+
+sys.path.pop(0)
+
+from apgd_teach.errors import ApgdTeachError
+from apgd_teach.evaluate import Comparison, Evaluator, Score
+from apgd_teach.figures.gaps import (
+    draw_along,
+    draw_estimate,
+    estimated_gaps,
+    gap_along,
+    loss_gradients,
+    spearman,
+)
+from apgd_teach.merging import make_laboratory, merge, task_vectors
+
+# Ranks
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ([1, 2, 3, 4], [10, 20, 25, 90], 1),
+        ([1, 2, 3, 4], [4, 3, 2, 1], -1),
+        ([1, 2, 3, 4, 5], [2, 1, 4, 3, 5], 0.8),  # 1 − 6·4/(5·24)
+        ([1, 2, 2, 3], [1, 2, 3, 4], 4.5 / math.sqrt(4.5 * 5)),  # ranks 1, 2.5, 2.5, 4
+        ([1, 1, 1], [1, 2, 3], math.nan),
+        ([1], [1], math.nan),
+        ([], [], math.nan),
+        ([1, math.nan, 3], [1, 2, 3], math.nan),
+    ],
+)
+def test_rank_correlations_whose_answer_is_known(one, other, expected: float) -> None:
+    assert spearman(one, other) == pytest.approx(expected, nan_ok=True)
+    assert spearman(other, one) == pytest.approx(expected, nan_ok=True)
+
+
+def test_a_rank_correlation_sees_the_order_alone() -> None:
+    values = torch.randn(20, generator=torch.Generator().manual_seed(0)).tolist()
+    others = torch.randn(20, generator=torch.Generator().manual_seed(1)).tolist()
+    assert spearman([math.exp(3 * one) for one in values], others) == pytest.approx(spearman(values, others))
+
+
+# Estimates, where gap and estimate are known in closed form
+
+
+@pytest.fixture(scope="module")
+def laboratory():
+    return make_laboratory(n_tasks=4, out=6, in_=8, seed=1)
+
+
+def compared(laboratory, merged) -> Comparison:
+    """The laboratory's losses as scores of a single image."""
+    names = list(laboratory.experts)
+
+    def scores(weights) -> dict[str, Score]:
+        return {
+            name: Score(torch.tensor([True]), laboratory.loss(j, weights(j)).reshape(1)) for j, name in enumerate(names)
+        }
+
+    return Comparison(
+        titles={name: name for name in names},
+        base=scores(lambda j: laboratory.initial),
+        experts=scores(lambda j: laboratory.tuned[j]),
+        merged={label: scores(lambda j, w=one.state_dict["weight"]: w) for label, one in merged.items()},
+        data_used=dict.fromkeys(merged, "none"),
+        tier="",
+    )
+
+
+@pytest.fixture(scope="module")
+def measured(laboratory):
+    merged = {"average": merge(laboratory.base, laboratory.experts)}
+    gradients = {
+        name: {"weight": laboratory.gradient(j, laboratory.initial)} for j, name in enumerate(laboratory.experts)
+    }
+    vectors = task_vectors(laboratory.base, laboratory.experts)
+    found = estimated_gaps(laboratory.base, vectors, merged, compared(laboratory, merged), gradients=gradients)
+    return found, vectors, merged, gradients
+
+
+def test_estimates_and_gaps_are_the_laboratorys(laboratory, measured) -> None:
+    found, *_ = measured
+    weights = {"base": laboratory.initial, "average": laboratory.average()}
+    assert list(found.measured) == list(found.data_free) == list(weights)
+    for label, weight in weights.items():
+        first_order = laboratory.first_order_gap(weight)
+        for j, name in enumerate(laboratory.experts):
+            tau = laboratory.task_vectors[j]
+            free = -float((tau * (weight - laboratory.initial - tau)).sum())
+            assert found.data_free[label][name] == pytest.approx(free)
+            assert found.with_gradients[label][name] == pytest.approx(float(first_order[j]))
+            assert found.measured[label][name] == pytest.approx(float(laboratory.gap(j, weight)))
+
+
+def test_the_bases_estimate_is_twice_its_gap_where_experts_sit_at_their_targets() -> None:
+    lab = make_laboratory(n_tasks=3, out=4, in_=6, steps=None)
+    gradients = {name: {"weight": lab.gradient(j, lab.initial)} for j, name in enumerate(lab.experts)}
+    found = estimated_gaps(lab.base, task_vectors(lab.base, lab.experts), {}, compared(lab, {}), gradients=gradients)
+    for name in lab.experts:
+        assert found.with_gradients["base"][name] == pytest.approx(2 * found.measured["base"][name])
+
+
+def test_a_plain_state_dict_counts_its_weights_and_a_merge_the_layers_it_merged() -> None:
+    base = {"w": torch.zeros(2, 2), "b": torch.zeros(2)}
+    experts = {name: {"w": x * torch.eye(2), "b": torch.full((2,), x)} for name, x in (("a", 1.0), ("c", 3.0))}
+    vectors = task_vectors(base, experts)
+    score = {name: Score(torch.tensor([True]), torch.tensor([1.0])) for name in experts}
+    one = merge(base, experts)
+    kept = merge(base, experts, policy={"w": "keep"})
+    merged = {"audited": one, "plain": one.state_dict, "kept": kept}
+    known = Comparison(
+        dict.fromkeys(experts, ""), score, score, dict.fromkeys(merged, score), dict.fromkeys(merged, "none"), ""
+    )
+    found = estimated_gaps(base, vectors, merged, known)
+    # −⟨1·I, 2·I − 1·I⟩ and −⟨3·I, 2·I − 3·I⟩; biases are averaged and have no part in it.
+    assert found.data_free["audited"] == {"a": -2.0, "c": 6.0}
+    assert found.data_free["plain"] == found.data_free["audited"]
+    assert found.data_free["kept"] == {"a": 0.0, "c": 0.0}
+    assert found.with_gradients is None
+    gradients = {name: {key: -tensor for key, tensor in tau.items()} for name, tau in vectors.items()}
+    every = estimated_gaps(base, vectors, merged, known, gradients=gradients)
+    assert every.with_gradients["audited"] == {"a": -4.0, "c": 12.0}
+
+
+def test_inputs_that_do_not_fit_together_are_refused(laboratory, measured) -> None:
+    _, vectors, merged, gradients = measured
+    known = compared(laboratory, merged)
+    fewer = {name: vectors[name] for name in list(vectors)[:3]}
+    with pytest.raises(ApgdTeachError, match="the task vectors are of task 0, task 1, task 2, the measured losses of"):
+        estimated_gaps(laboratory.base, fewer, merged, known)
+    with pytest.raises(ApgdTeachError, match="the gradients are of no task, the measured losses of task 0"):
+        estimated_gaps(laboratory.base, vectors, merged, known, gradients={})
+    with pytest.raises(ApgdTeachError, match="'ties' was not compared, so its gap is not known; there are: average"):
+        estimated_gaps(laboratory.base, vectors, {"ties": merged["average"]}, known)
+    with pytest.raises(ApgdTeachError, match="the gradient of 'task 0' lacks 'weight' in the base's shape"):
+        estimated_gaps(laboratory.base, vectors, merged, known, gradients={**gradients, "task 0": {}})
+
+
+@pytest.mark.parametrize("label", ["base", "average", "task arithmetic"])
+def test_a_mark_per_task_stands_at_estimate_and_gap(label: str) -> None:
+    one = estimates()
+    drawing = draw_estimate(one, label=label)
+    for axes, across in zip(drawing.figure.axes, (one.data_free, one.with_gradients), strict=True):
+        marks = axes.lines[:8]
+        assert [float(mark.get_xdata()[0]) for mark in marks] == list(across[label].values())
+        assert [float(mark.get_ydata()[0]) for mark in marks] == list(one.measured[label].values())
+        assert [mark.get_label() for mark in marks] == list(TITLES.values())
+
+
+def test_the_line_of_equality_stands_only_where_both_sides_are_in_nats() -> None:
+    free, true = draw_estimate(estimates(), label="average").figure.axes
+    assert len(free.lines) == 8
+    assert "nats" not in free.get_xlabel()
+    (line,) = true.lines[8:]
+    assert list(line.get_xdata()) == list(line.get_ydata())
+    assert "(nats)" in true.get_xlabel()
+    assert len(draw_estimate(estimates(gradients=False), label="average").figure.axes) == 1
+
+
+def test_the_words_of_an_estimate_are_its_rank_correlations() -> None:
+    drawing = draw_estimate(estimates(), label="average")
+    worst = estimates().measured["average"][NAMES[-1]]
+    assert "rank correlation of −1.00" in drawing.words
+    assert "the correlation is 1.00" in drawing.words
+    assert f"that of {TITLES[NAMES[-1]]}, {worst:.3f} nats, number 8 from the top by the estimate" in drawing.words
+    assert drawing.numbers["rank correlation, data-free (−1 to 1)"] == pytest.approx(-1)
+    assert drawing.numbers["largest gap (nats)"] == worst
+    bare = draw_estimate(estimates(gradients=False), label="average")
+    assert "gradients" not in bare.words
+    assert math.isnan(bare.numbers["rank correlation, true gradients (−1 to 1)"])
+
+
+def test_a_correlation_that_is_not_defined_is_said_to_be() -> None:
+    flat = replace(estimates(False), measured={"base": dict.fromkeys(NAMES, 0.5)})
+    assert "rank correlation of –, not defined," in draw_estimate(flat, label="base").words
+
+
+def test_numbers_of_an_estimate_have_the_same_names_for_every_label() -> None:
+    made = [draw_estimate(estimates(given), label=label) for given in (True, False) for label in estimates().measured]
+    assert len({tuple(one.numbers) for one in made}) == 1
+
+
+def test_a_label_that_was_not_estimated_is_refused() -> None:
+    with pytest.raises(ApgdTeachError, match="nothing called 'ties' was estimated; there are: base, average"):
+        draw_estimate(estimates(), label="ties")
+
+
+# Along the way
+
+
+@pytest.fixture(scope="module")
+def pool():
+    return untrained_pool(2)
+
+
+@pytest.fixture(scope="module")
+def evaluator(pool) -> Evaluator:
+    return Evaluator(pool, images=40)
+
+
+@pytest.fixture(scope="module")
+def walked(pool, evaluator):
+    return gap_along(evaluator, pool.base, merge(pool.base, pool.experts).state_dict, points=3)
+
+
+def loss_of(pool, evaluator, task: str):
+    split, head = pool.tasks[task].test.first(40), pool.head(task).double()
+    encoder = pool.encoder().double()
+
+    def loss(state):
+        logits = head(functional_call(encoder, state, (split.images.double(),)))
+        return torch.nn.functional.cross_entropy(logits, split.labels)
+
+    return loss, {key: one.double() for key, one in pool.base.items()}
+
+
+def test_the_gap_along_the_way_is_the_evaluators(pool, evaluator, walked) -> None:
+    merged = merge(pool.base, pool.experts).state_dict
+    assert walked.steps == (0, 0.5, 1)
+    for task in pool.tasks:
+        expert = evaluator.score(pool.experts[task], task).loss
+        ends = [evaluator.score(state, task).loss - expert for state in (pool.base, merged)]
+        assert [walked.gaps[task][0], walked.gaps[task][-1]] == pytest.approx(ends, rel=1e-4)
+    assert walked.titles == {task: TITLES[task] for task in pool.tasks}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+def test_slope_and_curvature_are_those_of_forward_differentiation_in_double(pool, evaluator, walked) -> None:
+    merged = merge(pool.base, pool.experts).state_dict
+    for task in pool.tasks:
+        loss, base = loss_of(pool, evaluator, task)
+        update = {key: merged[key].double() - one for key, one in base.items()}
+        gradient, turned = jvp(grad(loss), (base,), (update,))
+        slope, curvature = (float(sum((of[key] * update[key]).sum() for key in base)) for of in (gradient, turned))
+        assert walked.slopes[task] == pytest.approx(slope, rel=1e-3)
+        assert walked.curvatures[task] == pytest.approx(curvature, rel=1e-3)
+
+
+def test_gradients_are_those_in_double(pool, evaluator) -> None:
+    found = loss_gradients(evaluator, pool.base)
+    assert list(found) == list(pool.tasks)
+    for task, one in found.items():
+        loss, base = loss_of(pool, evaluator, task)
+        for key, expected in grad(loss)(base).items():
+            torch.testing.assert_close(one[key].double(), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_a_walk_of_another_network_or_task_is_refused(pool, evaluator) -> None:
+    with pytest.raises(ApgdTeachError, match=r"not one of the network 'mlp': 'layer1\.weight' is missing"):
+        loss_gradients(evaluator, {key: one for key, one in pool.base.items() if key != "layer1.weight"})
+    with pytest.raises(ApgdTeachError, match="this pool has no task 'cats'"):
+        gap_along(evaluator, pool.base, pool.base, ["cats"])
+    with pytest.raises(ApgdTeachError, match="points must be at least 2, not 1"):
+        gap_along(evaluator, pool.base, pool.base, points=1)
+
+
+@pytest.mark.parametrize(("task", "share"), [("all", 0.5), (NAMES[2], 0.75)])
+def test_the_three_lines_are_gap_tangent_and_parabola(task: str, share: float) -> None:
+    one = along()
+    drawing = draw_along(one, share=share, task=task)
+    zero, gap, tangent, parabola, chosen, ring = drawing.figure.axes[0].lines
+    chosen_tasks = NAMES if task == "all" else [task]
+    expected = np.mean([one.gaps[name] for name in chosen_tasks], axis=0)
+    np.testing.assert_allclose(gap.get_ydata(), expected)
+    np.testing.assert_allclose(tangent.get_ydata(), expected[0] - 0.5 * np.array(one.steps))
+    across = np.array(parabola.get_xdata())
+    np.testing.assert_allclose(parabola.get_ydata(), expected[0] - 0.5 * across + 0.4 * across**2)
+    assert set(zero.get_ydata()) == {0}
+    assert set(chosen.get_xdata()) == {share}
+    values = list(drawing.numbers.values())
+    assert list(ring.get_ydata()) == values
+    place = one.steps.index(share)
+    at = [expected[place], expected[0] - 0.5 * share, expected[0] - 0.5 * share + 0.4 * share**2]
+    assert values == pytest.approx(at)
+    for value in values:
+        assert f"{value:.3f}".replace("-", "−") in drawing.words
+    assert (TITLES[task] if task != "all" else "mean over 8 tasks") in drawing.words
+
+
+def test_numbers_along_the_way_have_the_same_names_everywhere() -> None:
+    made = [draw_along(along(), share=share, task=task) for share in along().steps for task in ("all", NAMES[0])]
+    assert len({tuple(one.numbers) for one in made}) == 1
+
+
+def test_a_share_or_task_that_was_not_measured_is_refused() -> None:
+    with pytest.raises(
+        ApgdTeachError, match=r"nothing was measured at a share of the way = 0\.3; take one of: 0, 0\.25"
+    ):
+        draw_along(along(), share=0.3)
+    with pytest.raises(ApgdTeachError, match="nothing was measured on the task 'cats'; take 'all' or one of: digits"):
+        draw_along(along(), share=0.5, task="cats")

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+from pathlib import Path as File
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(File(__file__).parent))
+
+from drawn_measures import NAMES, TITLES, interfering, vectors
+
+sys.path.pop(0)
+
+from apgd_teach.errors import ApgdTeachError
+from apgd_teach.figures.interference import MEASURES, draw_interference, pairwise_interference
+
+
+def of_one_layer(*matrices: list[list[float]]) -> dict[str, dict[str, torch.Tensor]]:
+    return {f"task {i}": {"w": torch.tensor(one)} for i, one in enumerate(matrices)}
+
+
+def test_cosine_conflict_and_overlap_of_a_layer_by_hand() -> None:
+    # Entries multiply to 2, −6, 0 and 4: six of twelve in opposite signs.
+    found = pairwise_interference(of_one_layer([[1.0, 2.0], [0.0, 4.0]], [[2.0, -3.0], [5.0, 1.0]]))
+    assert float(found.cosine["w"][0, 1]) == pytest.approx(0, abs=1e-12)
+    assert float(found.conflict["w"][0, 1]) == pytest.approx(50)
+    assert float(found.cosine["w"][0, 0]) == pytest.approx(1)
+    assert float(found.conflict["w"][0, 0]) == pytest.approx(0, abs=1e-9)
+
+
+def test_conflict_is_the_weight_of_entries_in_opposite_signs() -> None:
+    found = pairwise_interference(vectors(3))
+    one, other = (tau["conv.weight"].double() for tau in list(vectors(3).values())[:2])
+    product = one * other
+    share = 100 * product[product < 0].abs().sum() / product.abs().sum()
+    assert float(found.conflict["conv.weight"][0, 1]) == pytest.approx(float(share))
+    cosine = product.sum() / one.norm() / other.norm()
+    assert float(found.cosine["conv.weight"][0, 1]) == pytest.approx(float(cosine))
+
+
+def test_overlap_is_that_of_the_first_left_singular_vectors() -> None:
+    taus = vectors(3)
+    found = pairwise_interference(taus)
+    for layer, k, out in (("layer1.weight", 20 // 3, 24), ("conv.weight", 16 // 3, 16)):
+        left = [np.linalg.svd(tau[layer].numpy().reshape(out, -1))[0][:, :k] for tau in taus.values()]
+        for i, j in itertools.product(range(3), repeat=2):
+            expected = 100 * np.linalg.norm(left[i].T @ left[j]) ** 2 / k
+            assert float(found.overlap[layer][i, j]) == pytest.approx(expected, rel=1e-4)
+        assert found.directions[layer] == k
+        assert found.chance[layer] == pytest.approx(100 * k / out)
+
+
+def test_opposite_task_vectors_undo_each_other_in_the_same_directions() -> None:
+    tau = [[1.0, 2.0], [3.0, -4.0]]
+    found = pairwise_interference(of_one_layer(tau, [[-x for x in row] for row in tau]))
+    assert [float(getattr(found, name)["w"][0, 1]) for name in MEASURES] == pytest.approx([-1, 100, 100])
+
+
+def test_directions_that_a_task_of_low_rank_lacks_do_not_overlap_by_chance() -> None:
+    lone = torch.zeros(8, 8)
+    lone[0, 0] = 1
+    full = torch.eye(8) + torch.diag(torch.arange(8.0))
+    found = pairwise_interference({"lone": {"w": lone}, "full": {"w": full}})
+    assert found.directions["w"] == 4
+    # Its only direction is the last of the other's, who keeps its first four.
+    assert float(found.overlap["w"][0, 1]) == pytest.approx(0, abs=1e-9)
+    assert float(found.overlap["w"][0, 0]) == pytest.approx(25)
+
+
+def test_vectors_and_biases_are_no_layers_and_kernels_are_matrices() -> None:
+    found = pairwise_interference(vectors())
+    assert list(found.cosine) == ["layer1.weight", "conv.weight"]
+    assert found.tasks == tuple(NAMES)
+    for name in MEASURES:
+        for one in getattr(found, name).values():
+            assert one.shape == (8, 8)
+            torch.testing.assert_close(one, one.mT)
+
+
+def test_a_task_that_did_not_move_is_in_conflict_with_nobody() -> None:
+    found = pairwise_interference(of_one_layer([[0.0, 0], [0, 0]], [[1.0, 2], [3, 4]], [[1.0, 2], [3, 5]]))
+    for name in MEASURES:
+        table = getattr(found, name)["w"]
+        assert torch.isnan(table[0]).all()
+        assert torch.isfinite(table[1:, 1:]).all()
+        drawing = draw_interference(found, layer="w", measure=name)
+        assert "task 0" not in drawing.words
+        assert [text.get_text() for text in drawing.figure.axes[0].texts].count("–") == 4
+
+
+def test_where_nobody_moved_that_is_said_and_drawn() -> None:
+    found = pairwise_interference(of_one_layer([[0.0, 0], [0, 0]], [[0.0, 0], [0, 0]]))
+    for name in MEASURES:
+        drawing = draw_interference(found, layer="w", measure=name)
+        assert drawing.words == "In w no two tasks have task vectors that can be compared."
+        assert all(math.isnan(value) for value in drawing.numbers.values())
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("layer", ["layer1.weight", "conv.weight"])
+def test_the_map_is_what_was_measured_and_says_so_in_every_cell(layer: str, measure: str) -> None:
+    found = interfering()
+    drawing = draw_interference(found, layer=layer, measure=measure, titles=TITLES)
+    values = getattr(found, measure)[layer].numpy()
+    axes = drawing.figure.axes[0]
+    shown = np.ma.filled(axes.images[0].get_array(), math.nan)
+    off = ~np.eye(8, dtype=bool)
+    np.testing.assert_array_equal(shown[off], values[off])
+    assert np.isnan(np.diag(shown)).all()
+    digits = 2 if measure == "cosine" else 0
+    for text in axes.texts:
+        column, row = (int(one) for one in text.get_position())
+        assert float(text.get_text().replace("−", "-")) == pytest.approx(values[row, column], abs=0.51 * 10**-digits)
+    assert len(axes.texts) == 56
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == list(TITLES.values())
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_the_words_name_both_ends_with_their_numbers(measure: str) -> None:
+    found = interfering()
+    values = {pair: float(getattr(found, measure)["conv.weight"][pair]) for pair in itertools.combinations(range(8), 2)}
+    low, high = min(values, key=values.get), max(values, key=values.get)
+    alike, apart = (low, high) if measure == "conflict" else (high, low)
+    words = draw_interference(found, layer="conv.weight", measure=measure, titles=TITLES).words
+    least, most = words.split("most alike")
+    for (i, j), part in ((apart, least), (alike, most)):
+        assert f"{TITLES[NAMES[i]]} and {TITLES[NAMES[j]]} (" in part
+        number = f"{values[i, j]:.2f}".replace("-", "−") if measure == "cosine" else f"{values[i, j]:.0f} %"
+        assert f"({number})" in part
+
+
+def test_nobody_is_called_in_conflict_where_nobody_is() -> None:
+    alike = pairwise_interference(of_one_layer([[1.0, 2], [3, 4]], [[2.0, 2], [3, 4]], [[1.0, 1], [3, 4]]))
+    for name in MEASURES:
+        assert "conflict" not in draw_interference(alike, layer="w", measure=name).words
+    against = pairwise_interference(of_one_layer([[1.0, 2], [3, 4]], [[-2.0, -2], [3, -4]], [[1.0, 1], [3, 4]]))
+    assert "most in conflict are task 0 and task 1 (−" in draw_interference(against, layer="w").words
+    assert "most in conflict are" in draw_interference(against, layer="w", measure="conflict").words
+
+
+def test_two_tasks_are_one_pair() -> None:
+    words = draw_interference(pairwise_interference(vectors(2)), layer="conv.weight").words
+    assert words.startswith("In conv.weight, by cosine the only pair is digits-upright and digits-rotated45 (")
+
+
+def test_colours_mean_the_same_in_every_layer() -> None:
+    for measure in MEASURES:
+        pictures = [
+            draw_interference(interfering(), layer=layer, measure=measure).figure.axes[0].images[0]
+            for layer in ("layer1.weight", "conv.weight")
+        ]
+        assert pictures[0].get_clim() == pictures[1].get_clim()
+
+
+def test_numbers_have_the_same_names_for_every_layer_and_measure() -> None:
+    found = interfering()
+    made = [draw_interference(found, layer=layer, measure=name) for layer in found.cosine for name in MEASURES]
+    assert len({tuple(one.numbers) for one in made}) == 1
+    off = found.cosine["conv.weight"][~torch.eye(8, dtype=torch.bool)]
+    assert made[-1].numbers["lowest cosine (−1 to 1)"] == float(off.min())
+    assert made[-1].numbers["highest cosine (−1 to 1)"] == float(off.max())
+
+
+def test_bad_input_is_one_sentence() -> None:
+    with pytest.raises(
+        ApgdTeachError, match="interference needs two tasks, and there are task vectors of 1; give more"
+    ):
+        pairwise_interference(vectors(1))
+    with pytest.raises(ApgdTeachError, match="'b' has other tensors than that of 'a'; give vectors of one network"):
+        pairwise_interference({"a": {"w": torch.ones(2, 2)}, "b": {"w": torch.ones(2, 3)}})
+    with pytest.raises(ApgdTeachError, match="no tensor with an output and an input side; give weights"):
+        pairwise_interference({"a": {"w": torch.ones(4)}, "b": {"w": torch.ones(4)}})
+    with pytest.raises(
+        ApgdTeachError, match="no measure 'angle' of interference; use one of: cosine, conflict, overlap"
+    ):
+        draw_interference(interfering(), layer="conv.weight", measure="angle")
+    with pytest.raises(ApgdTeachError, match=r"not measured in 'head'; there are: layer1\.weight, conv"):
+        draw_interference(interfering(), layer="head")

@@ -1,0 +1,295 @@
+"""A panel without a browser: what it draws, says and refuses, and what it answers to messages."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import doctest
+import io
+from collections.abc import Callable
+
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+import apgd_teach.figures.panels as module
+from apgd_teach.course.profiles import VISIT
+from apgd_teach.errors import FigureError
+from apgd_teach.figures import Drawing, Panel, Slider, panel
+from apgd_teach.figures.faces import WIDEST, frame, multiples
+from apgd_teach.figures.style import COLORS, figure, styled
+
+LIVE = "application/vnd.jupyter.widget-view+json"
+
+
+def power(x: int, kind: str = "plain") -> Drawing:
+    """One line, and its end in words."""
+    with styled():
+        drawn, (axes,) = figure(width=3, height=2)
+        axes.plot([0, 1], [0, x**2])
+        axes.set_title(f"{kind}, {x}")
+        return Drawing(drawn, f"The square of {x} is {x**2}, {kind}.", {"square": x**2})
+
+
+X = Slider("number x", [1, 2, 3, 4, 5], start=2, unit=" m")
+KIND = Slider("kind of line", ["plain", "bold"])
+
+
+def make(draw: Callable[..., Drawing] = power, **settings: object) -> Panel:
+    return panel(draw, **{"title": "Squares", "static": [{"x": 1}, {"x": 5}], "x": X, "kind": KIND, **settings})
+
+
+# Three faces
+
+
+def test_the_picture_of_the_static_face_is_the_settings_side_by_side() -> None:
+    made = make()
+    with Image.open(io.BytesIO(made.static())) as picture:
+        assert picture.size == (2 * 300 + 10, 200 + 30)
+        left, right = (picture.crop((x, 30, x + 300, 230)).convert("RGB") for x in (0, 310))
+    for one, x in ((left, 1), (right, 5)):
+        with Image.open(io.BytesIO(frame(power(x)).png)) as alone:
+            assert one.tobytes() == alone.convert("RGB").tobytes()
+    assert made.static() == make().static()
+
+
+def test_a_picture_that_would_be_too_wide_goes_below() -> None:
+    wide = frame(power(1))
+    sheet = Image.open(io.BytesIO(multiples({str(x): wide for x in range(6)})))
+    assert sheet.size == (4 * 310 - 10, 2 * 240 - 10)
+    assert sheet.size[0] <= WIDEST
+    assert multiples({"": wide}) == wide.png
+
+
+def test_the_text_of_it_is_a_table_with_a_row_per_setting() -> None:
+    table = make().table()
+    assert table.columns == ("number x", "kind of line", "square")
+    assert table.rows == (("1 m", "plain", 1), ("5 m", "plain", 25))
+    assert repr(make()) == str(table)
+
+
+def test_a_notebook_gets_all_three() -> None:
+    made = make()
+    data, notes = made._repr_mimebundle_()
+    assert set(data) == {LIVE, "image/png", "text/plain"}
+    assert data[LIVE]["model_id"] == made.model_id
+    assert base64.b64decode(data["image/png"]) == made.static()
+    assert data["text/plain"] == str(made.table())
+    assert notes["image/png"]["alt"] == (
+        "Squares. number x 1 m, kind of line plain: The square of 1 is 1, plain. "
+        "number x 5 m, kind of line plain: The square of 5 is 25, plain."
+    )
+
+
+def test_without_static_settings_it_shows_where_it_starts() -> None:
+    assert make(static=[]).table().rows == (("2 m", "plain", 4),)
+
+
+def test_every_setting_is_drawn_once() -> None:
+    drawn = []
+
+    def counted(x: int, kind: str) -> Drawing:
+        drawn.append((x, kind))
+        return power(x, kind)
+
+    made = make(counted)
+    made._repr_mimebundle_(), made.table(), made.move(x=3), made.move(x=1)
+    assert drawn == [(2, "plain"), (1, "plain"), (5, "plain"), (3, "plain")]
+
+
+# Moving
+
+
+def test_moving_moves_the_words() -> None:
+    made = make()
+    assert made.values == {"x": 2, "kind": "plain"}
+    assert made.words == power(2).words
+    made.move(x=4, kind="bold")
+    assert made.values == {"x": 4, "kind": "bold"}
+    assert made.words == power(4, "bold").words
+    made.move(x=1)
+    assert made.values == {"x": 1, "kind": "bold"}
+
+
+def test_numbers_are_found_again_without_their_last_digits() -> None:
+    tenths = Slider("share", [i / 10 for i in range(11)], start=0.1 + 0.2)
+    made = panel(lambda share: power(round(10 * share)), title="Shares", share=tenths)
+    assert made.words == power(3).words
+    made.move(share=0.7)
+    assert made.words == power(7).words
+
+
+def raising(*values: int) -> Callable[..., Drawing]:
+    def fragile(x: int, kind: str) -> Drawing:
+        if x in values:
+            raise ValueError(f"{x} is no good.\nMore of it.")
+        return power(x, kind)
+
+    return fragile
+
+
+def test_a_setting_that_cannot_be_drawn_is_one_sentence_and_moves_nothing() -> None:
+    made = make(raising(3))
+    with pytest.raises(FigureError) as raised:
+        made.move(x=3)
+    assert str(raised.value) == (
+        "the figure 'Squares' cannot be drawn at number x 3 m, kind of line plain (ValueError: 3 is no good); correct "
+        "fragile(), or move the slider elsewhere."
+    )
+    assert made.values == {"x": 2, "kind": "plain"}
+
+
+@pytest.mark.parametrize("value", [1, 2, 5])
+def test_where_it_starts_and_where_it_stands_still_it_must_be_drawn(value: int) -> None:
+    with pytest.raises(FigureError, match=rf"cannot be drawn at number x {value} m"):
+        make(raising(value))
+
+
+@pytest.mark.parametrize("value", [1, 5])
+def test_under_the_runner_the_ends_must_be_drawn_too(monkeypatch, value: int) -> None:
+    make(raising(value), static=[])
+    monkeypatch.setenv(VISIT, "1")
+    with pytest.raises(FigureError, match=rf"cannot be drawn at number x {value} m, kind of line plain"):
+        make(raising(value), static=[])
+    make(raising(3), static=[])
+
+
+def test_under_the_runner_the_end_of_every_slider_is_visited(monkeypatch) -> None:
+    drawn = []
+    monkeypatch.setenv(VISIT, "1")
+    make(lambda x, kind: drawn.append((x, kind)) or power(x, kind), static=[])
+    assert set(drawn) == {(2, "plain"), (1, "plain"), (5, "plain"), (2, "bold")}
+
+
+def coloured(colour: str, size: float) -> Callable[..., Drawing]:
+    def draw(x: int, kind: str) -> Drawing:
+        drawing = power(x, kind)
+        (axes,) = drawing.figure.axes
+        axes.plot([0, 1], [1, 0], color=colour)
+        axes.set_xlabel("x", fontsize=size)
+        return drawing
+
+    return draw
+
+
+def test_under_the_runner_colours_and_letters_are_looked_at(monkeypatch) -> None:
+    make(coloured("#12AB34", 5))
+    monkeypatch.setenv(VISIT, "1")
+    make(coloured(COLORS[1], 8))
+    with pytest.raises(FigureError, match=r"#12ab34 is no colour of the course"):
+        make(coloured("#12AB34", 9))
+    with pytest.raises(FigureError, match=r"'x' is written in 7 points; take 8 or more"):
+        make(coloured(COLORS[1], 7))
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (("", [1, 2]), "a slider has no name, and a screen reader would have nothing to say; give it one."),
+        (("x", [1]), "the slider 'x' has 1 values; give it two or more."),
+        (("x", [1, 2, 1.0]), "the slider 'x' has 1 more than once; each must be told from the others."),
+        (("x", [1, 2], 3), "3 is no value of the slider 'x'; it has: 1, 2."),
+    ],
+)
+def test_a_slider_that_is_none_is_refused(given, sentence: str) -> None:
+    with pytest.raises(FigureError) as raised:
+        Slider(*given)
+    assert str(raised.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"title": " "}, "a panel has no title"),
+        ({"x": [1, 2]}, "'x' is no Slider; write x=Slider('its name', [its values])."),
+        ({"static": [{"y": 1}]}, "the figure 'Squares' has no slider 'y'; it has: x, kind."),
+        ({"static": [{"x": 9}]}, "9 is no value of the slider 'number x'; it has: 1 m, 2 m, 3 m, 4 m, 5 m."),
+    ],
+)
+def test_a_panel_that_is_none_is_refused(settings: dict, sentence: str) -> None:
+    with pytest.raises(FigureError) as raised:
+        make(**settings)
+    assert str(raised.value).startswith(sentence)
+
+
+def test_a_panel_without_a_slider_is_refused() -> None:
+    with pytest.raises(FigureError, match="a panel without a slider is a picture"):
+        panel(power, title="Squares")
+
+
+def test_a_figure_without_words_is_no_drawing() -> None:
+    with pytest.raises(FigureError, match=r"TypeError: it returned Figure, where a Drawing with its words is needed"):
+        make(lambda x, kind: Figure())
+    with pytest.raises(ValueError, match="a figure needs words"):
+        Drawing(Figure(), " ")
+
+
+def test_the_example_of_the_docstring_works() -> None:
+    assert doctest.testmod(module).failed == 0
+
+
+# Talking to a browser
+
+
+def listened(made: Panel, monkeypatch) -> list[tuple[dict, list | None]]:
+    sent: list[tuple[dict, list | None]] = []
+    monkeypatch.setattr(made, "send", lambda content, buffers=None: sent.append((content, buffers)))
+    return sent
+
+
+def test_a_browser_that_says_hello_is_given_what_is_drawn(monkeypatch) -> None:
+    made = make()
+    sent = listened(made, monkeypatch)
+    made._hear(None, {"hello": True}, [])
+    assert [content["at"] for content, _ in sent] == [[1, 0], [0, 0], [4, 0]]
+    for content, (picture,) in sent:
+        assert content["what"] == "picture"
+        assert content["words"] == power(content["at"][0] + 1).words
+        assert picture == frame(power(content["at"][0] + 1)).png
+
+
+def test_a_question_is_answered_with_a_picture_or_a_sentence(monkeypatch) -> None:
+    made = make(raising(3))
+    sent = listened(made, monkeypatch)
+    made._hear(None, {"want": [3, 1]}, [])
+    made._hear(None, {"want": [2, 0]}, [])
+    assert sent[0][0] == {"what": "picture", "at": [3, 1], "words": power(4, "bold").words, "photo": False}
+    assert sent[1][0]["what"] == "sorry"
+    assert "3 is no good" in sent[1][0]["sentence"]
+
+
+def test_the_nearest_settings_are_drawn_ahead_once_each_and_those_that_fail_are_left_out(monkeypatch) -> None:
+    made = make(raising(4), static=[])
+    sent = listened(made, monkeypatch)
+
+    async def listen() -> None:
+        made._hear(None, {"hello": True}, [])
+        assert len(sent) == 1, "nothing is drawn before the question is answered"
+        for _ in range(200):
+            await asyncio.sleep(0.01)
+
+    asyncio.run(listen())
+    places = [tuple(content["at"]) for content, _ in sent]
+    assert sorted(places) == sorted({(x, kind) for x in (0, 1, 2, 4) for kind in (0, 1)})
+    assert places[0] == (1, 0)
+    steps = [abs(x - 1) + kind for x, kind in places]
+    assert steps == sorted(steps)
+
+
+@pytest.mark.parametrize(("message", "pictures"), [({}, 0), ({"hello": True}, 6)])
+def test_nothing_is_drawn_ahead_without_a_browser_or_beyond_the_limit(
+    monkeypatch, message: dict, pictures: int
+) -> None:
+    monkeypatch.setattr(module, "AHEAD", 6)
+    made = panel(power, title="Many", x=Slider("x", range(50)))
+    sent = listened(made, monkeypatch)
+
+    async def listen() -> None:
+        made._hear(None, message, [])
+        await asyncio.sleep(1.5)
+
+    asyncio.run(listen())
+    assert [content["at"] for content, _ in sent] == [[x] for x in range(pictures)]

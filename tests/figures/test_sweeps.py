@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path as File
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(File(__file__).parent))
+
+from drawn_measures import NAMES, TITLES, comparison, swept, untrained_pool
+
+sys.path.pop(0)
+
+from apgd_teach.errors import ApgdTeachError
+from apgd_teach.evaluate import Difference, Evaluator, Score
+from apgd_teach.figures.sweeps import Sweep, draw_methods, draw_sweep, place_of, sweep
+from apgd_teach.merging import merge, task_vectors
+
+
+def line(drawing, label: str):
+    (found,) = [one for one in drawing.figure.axes[0].lines if one.get_label() == label]
+    return found
+
+
+# The sweep
+
+
+@pytest.fixture(scope="module")
+def pool():
+    return untrained_pool(2)
+
+
+@pytest.fixture(scope="module")
+def evaluator(pool) -> Evaluator:
+    return Evaluator(pool, images=60)
+
+
+@pytest.fixture(scope="module")
+def measured(pool, evaluator) -> Sweep:
+    vectors = task_vectors(pool.base, pool.experts)
+    return sweep(evaluator, pool.base, vectors, [1.0, 0.0], progress=False)
+
+
+def test_a_sweep_scores_what_merge_makes_at_every_coefficient(pool, evaluator, measured) -> None:
+    assert measured.coefficients == (0.0, 0.5, 1.0)
+    experts = task_vectors(pool.base, pool.experts)
+    rebuilt = {task: {key: pool.base[key] + one for key, one in tau.items()} for task, tau in experts.items()}
+    for place, coefficient in enumerate(measured.coefficients):
+        state = merge(pool.base, rebuilt, "task_arithmetic", coefficient=coefficient).state_dict
+        for task in pool.tasks:
+            assert measured.accuracies[task][place] == evaluator.score(state, task).accuracy
+
+
+def test_one_over_the_number_of_tasks_is_measured_unasked_and_is_the_average(pool, evaluator, measured) -> None:
+    average = merge(pool.base, pool.experts).state_dict
+    place = place_of(measured.coefficients, 1 / 2, "λ")
+    for task in pool.tasks:
+        # The experts are put together again from their task vectors: an image may tip over.
+        assert measured.accuracies[task][place] == pytest.approx(evaluator.score(average, task).accuracy, abs=2)
+
+
+def test_base_experts_and_interval_are_those_of_the_evaluator(pool, evaluator, measured) -> None:
+    base, own = evaluator.scores(pool.base), evaluator.experts()
+    assert measured.base == {task: score.accuracy for task, score in base.items()}
+    assert measured.experts == pytest.approx({task: score.accuracy for task, score in own.items()}, abs=2)
+    for mean, difference in zip(measured.means, measured.against, strict=True):
+        assert difference.points == pytest.approx(mean - sum(measured.base.values()) / 2, abs=1e-4)
+    assert measured.against[-1].margin > 0
+    assert measured.titles == {task: TITLES[task] for task in pool.tasks}
+
+
+def test_a_sweep_of_nothing_or_of_other_tasks_is_refused(pool, evaluator) -> None:
+    vectors = task_vectors(pool.base, pool.experts)
+    with pytest.raises(ApgdTeachError, match="no merging coefficient shows nothing"):
+        sweep(evaluator, pool.base, vectors, [], progress=False)
+    with pytest.raises(ApgdTeachError, match=f"task vectors of {NAMES[0]} and images of {NAMES[0]}, {NAMES[1]}; give"):
+        sweep(evaluator, pool.base, {NAMES[0]: vectors[NAMES[0]]}, [0.1], progress=False)
+    with pytest.raises(ApgdTeachError, match="coefficient = nan; give a finite number"):
+        sweep(evaluator, pool.base, vectors, [math.nan], progress=False)
+
+
+def test_the_mean_and_the_worst_task_are_drawn_at_every_coefficient() -> None:
+    one = swept()
+    drawing = draw_sweep(one, coefficient=0.3)
+    every = np.array(list(one.accuracies.values()))
+    np.testing.assert_allclose(line(drawing, "mean over tasks").get_ydata(), every.mean(axis=0))
+    np.testing.assert_allclose(line(drawing, "worst task").get_ydata(), every.min(axis=0))
+    assert list(line(drawing, "mean over tasks").get_xdata()) == list(one.coefficients)
+    assert set(line(drawing, "base's mean").get_ydata()) == {81.0}
+    assert set(line(drawing, "experts' mean").get_ydata()) == {90.0}
+    thin = [list(x.get_ydata()) for x in drawing.figure.axes[0].lines if x.get_color() == "#B5B5B5"]
+    assert thin == [list(values) for values in one.accuracies.values()]
+
+
+@pytest.mark.parametrize("coefficient", [0.0, 0.125, 0.3, 0.1 + 0.2])
+def test_the_chosen_coefficient_and_the_average_are_marked(coefficient: float) -> None:
+    one = swept()
+    drawing = draw_sweep(one, coefficient=coefficient)
+    place = place_of(one.coefficients, coefficient, "λ")
+    assert set(line(drawing, "λ chosen").get_xdata()) == {one.coefficients[place]}
+    assert list(line(drawing, "average (λ = 1/8)").get_xdata()) == [1 / 8]
+    assert list(line(drawing, "average (λ = 1/8)").get_ydata()) == [one.means[2]]
+    ring = drawing.figure.axes[0].lines[-1]
+    assert list(ring.get_ydata()) == [one.means[place], one.worst[place][1]]
+
+
+def test_the_words_of_a_sweep_are_its_numbers() -> None:
+    one = swept()
+    drawing = draw_sweep(one, coefficient=0.4)
+    task, accuracy = one.worst[-1]
+    assert f"At λ = 0.4 the mean accuracy is {one.means[-1]:.1f} %, 2.6 ± 0.5 points below the base's 81.0 %;" in (
+        drawing.words
+    )
+    assert f"the worst task is {TITLES[task]} with {accuracy:.1f} %" in drawing.words
+    assert f"the average (λ = 1/8) has {one.means[2]:.1f} %" in drawing.words
+    assert drawing.numbers["mean accuracy (%)"] == one.means[-1]
+    assert drawing.numbers["worst task (%)"] == accuracy
+    assert drawing.numbers["against the base (points)"] == pytest.approx(-2.6)
+
+
+def test_words_say_above_below_and_when_that_cannot_be_told() -> None:
+    assert "1.0 ± 0.5 points above the base's 81.0 %;" in draw_sweep(swept(), coefficient=0).words
+    assert (
+        "0.1 ± 0.5 points above the base's 81.0 % (no difference seen);" in draw_sweep(swept(), coefficient=0.1).words
+    )
+    alone = replace(swept(), against=(Difference(-3.0, math.nan),) * 6)
+    assert "3.0 points below the base's 81.0 % (no difference seen);" in draw_sweep(alone, coefficient=0.1).words
+
+
+def test_numbers_of_a_sweep_have_the_same_names_everywhere_on_the_slider() -> None:
+    names = [list(draw_sweep(swept(), coefficient=one).numbers) for one in swept().coefficients]
+    assert all(one == names[0] for one in names)
+
+
+def test_a_coefficient_that_was_not_measured_is_refused() -> None:
+    with pytest.raises(ApgdTeachError, match=r"nothing was measured at λ = 0\.35; take one of: 0, 0\.1, 0\.125, 0\.2"):
+        draw_sweep(swept(), coefficient=0.35)
+
+
+# Methods
+
+
+def test_methods_stand_in_the_order_of_their_mean_on_every_task() -> None:
+    one = comparison()
+    best_first = sorted(one.merged, key=lambda label: -one.average(label))
+    assert best_first[0] == "apgd"
+    for task in ("all", NAMES[0], NAMES[-1]):
+        axes = draw_methods(one, task=task).figure.axes[0]
+        assert [tick.get_text() for tick in axes.get_yticklabels()] == [
+            f"{label}  (data: {one.data_used[label]})" for label in best_first
+        ]
+
+
+@pytest.mark.parametrize("task", ["all", NAMES[3]])
+def test_marks_and_bars_of_methods_are_accuracy_and_interval(task: str) -> None:
+    one = comparison()
+    drawing = draw_methods(one, task=task)
+    alone = (
+        one
+        if task == "all"
+        else replace(
+            one,
+            titles={},
+            **{part: {task: getattr(one, part)[task]} for part in ("base", "experts")},
+            merged={label: {task: scores[task]} for label, scores in one.merged.items()},
+        )
+    )
+    found = {}
+    for bars in drawing.figure.axes[0].containers:
+        marks, _, (pieces,) = bars
+        for x, row, segment in zip(marks.get_xdata(), marks.get_ydata(), pieces.get_segments(), strict=True):
+            found[row] = (x, segment[0][0], segment[1][0])
+    order = sorted(one.merged, key=lambda label: -one.average(label))
+    for row, label in enumerate(order):
+        x, low, high = found[row]
+        margin = alone.against(label).margin
+        assert x == pytest.approx(alone.average(label))
+        assert (low, high) == pytest.approx((x - margin, x + margin))
+        assert drawing.numbers[f"{label} (%)"] == pytest.approx(x)
+    base, experts = (set(one.get_xdata()) for one in drawing.figure.axes[0].lines[:2])
+    assert (base, experts) == ({alone.average("base")}, {alone.average("experts")})
+
+
+def test_methods_that_used_data_have_another_mark() -> None:
+    marks = [bars[0] for bars in draw_methods(comparison()).figure.axes[0].containers]
+    assert len(marks) == 2
+    assert len({one.get_marker() for one in marks}) == 2
+    assert len({one.get_color() for one in marks}) == 2
+
+
+def test_the_second_scale_is_the_share_of_the_gap_recovered() -> None:
+    one = comparison()
+    drawing = draw_methods(one)
+    below, above = (axes.get_xlim() for axes in drawing.figure.axes)
+    room = one.average("experts") - one.average("base")
+    assert above == pytest.approx([100 * (x - one.average("base")) / room for x in below])
+    assert f"{one.recovered_words('apgd')} % of the gap" in drawing.words
+
+
+def test_without_a_gap_nothing_is_recovered() -> None:
+    one = comparison()
+    drawing = draw_methods(replace(one, experts=one.base))
+    assert len(drawing.figure.axes) == 1
+    assert "of the gap" not in drawing.words
+
+
+def test_the_words_of_methods_name_the_best_and_count_the_verdicts() -> None:
+    one = comparison()
+    words = draw_methods(one).words
+    assert f"In the mean over 8 tasks apgd is most accurate with {one.average('apgd'):.1f} %" in words
+    assert f"{one.against('apgd')} points against the base's {one.average('base'):.1f} %" in words
+    verdicts = [one.against(label).verdict for label in one.merged]
+    assert f"{verdicts.count('better')} are seen to be better than the base" in words
+    assert f"for {verdicts.count('no difference seen')} no difference is seen" in words
+    assert draw_methods(one, task=NAMES[0]).words.startswith(f"On {TITLES[NAMES[0]]} ")
+
+
+def test_one_image_has_no_interval_and_is_drawn_all_the_same() -> None:
+    one = comparison(images=1)
+    lone = {task: Score(torch.tensor([True]), torch.tensor([0.1])) for task in NAMES}
+    words = draw_methods(replace(one, experts=lone)).words
+    assert "± –" in words
+    assert "for 4 no difference is seen" in words
+
+
+def test_numbers_of_methods_have_the_same_names_for_every_task() -> None:
+    names = [list(draw_methods(comparison(), task=task).numbers) for task in ("all", *NAMES)]
+    assert all(one == names[0] for one in names)
+
+
+def test_an_unknown_task_and_no_method_are_refused() -> None:
+    with pytest.raises(ApgdTeachError, match="nothing was compared on the task 'cats'; take 'all' or digits-upright"):
+        draw_methods(comparison(), task="cats")
+    with pytest.raises(ApgdTeachError, match="no method was compared; give `compare`"):
+        draw_methods(comparison(()))
