@@ -180,9 +180,15 @@ class Apgd:
             update = trimmed(task_vectors, solved.delta, solved.coefficients, kept)
             facts["kept"] = shares(kept)
             del kept
+        facts.update(_solved_facts(solved))
         if self.flatten:
+            # Where memory peaks a layer less is held: W is made again.
+            softly, solved = solved.soft is not None, replace(solved, soft=None)
             update = flattened(update, self.flatten, least=layer.noise(len(task_vectors)))
-        return Update(update, {**facts, **self._facts(task_vectors, solved, update)})
+            solved = replace(solved, soft=soft_projector(task_vectors, self.softness) if softly else None)
+        facts["leak_merged"] = solved.leak(update)
+        facts.update(before_and_after(task_vectors, solved.start, update, self.granularity))
+        return Update(update, facts)
 
     def solve(self, task_vectors: Tensor, layer: Layer = ALONE) -> Solution:
         """Coefficients, shared subspace and Δ of one layer; with "descent", the whole path.
@@ -243,17 +249,16 @@ class Apgd:
 
         return automatic_rank(self.protect, LayerFacts(task_vectors, layer.base_norm, solve))
 
-    def _facts(self, task_vectors: Tensor, solved: Solution, update: Tensor) -> dict[str, Fact]:
-        return {
-            "coefficients": tuple(solved.coefficients.tolist()),
-            "protected": solved.protected,
-            "leak": solved.leak(solved.update),
-            "leak_merged": solved.leak(update),
-            "objective_before": solved.left[0],
-            "objective_solved": solved.left[1],
-            "gradient_left": solved.left[2],
-            **before_and_after(task_vectors, solved.start, update, self.granularity),
-        }
+
+def _solved_facts(solved: Solution) -> dict[str, Fact]:
+    return {
+        "coefficients": tuple(solved.coefficients.tolist()),
+        "protected": solved.protected,
+        "leak": solved.leak(solved.update),
+        "objective_before": solved.left[0],
+        "objective_solved": solved.left[1],
+        "gradient_left": solved.left[2],
+    }
 
 
 def _left(

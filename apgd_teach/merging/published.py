@@ -95,13 +95,15 @@ class ApgdPublished:
         start = torch.einsum("t,toi->oi", coefficients, task_vectors)
         delta, first, second = (torch.zeros_like(start) for _ in range(3))
         # In place: what 400 steps allocate and free again would leave the memory in pieces.
-        update, scratch = torch.empty_like(start), torch.empty_like(start)
+        work, scratch = torch.empty_like(start), torch.empty_like(start)
         for step in range(1, self.steps + 1):
-            torch.mul(delta, together, out=update).add_(start)
+            update = torch.mul(delta, together, out=work).add_(start)
             apart = (torch.sub(update, tau, out=scratch) for tau in task_vectors)
             residual = [torch.einsum("oi,oi->o", tau, one) for tau, one in zip(task_vectors, apart, strict=True)]
-            gradient = torch.einsum("ot,toi->oi", torch.stack(residual, dim=1), task_vectors).mul_(2 * together)
-            gradient.addmm_(basis, basis.mT @ gradient, alpha=-1)
+            gradient = work.zero_()  # M is not needed any more
+            for one, tau in zip(residual, task_vectors, strict=True):
+                gradient.addcmul_(one.unsqueeze(1), tau)
+            gradient.mul_(2 * together).addmm_(basis, basis.mT @ gradient, alpha=-1)
             # Adam, with its usual constants. The division is element by element: here the projection is undone.
             first.mul_(0.9).add_(gradient, alpha=0.1)
             second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)

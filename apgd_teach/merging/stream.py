@@ -59,10 +59,10 @@ def merge_files(
 
     Memory beyond the imports: at most T + 5 layers (the largest layer as float32) for every worker, and 0.3 GB in all.
     Measured with one square layer in bfloat16, T = 8, two threads, in layers: 2,600², where the bound is 24, 18 to 19
-    for every method that solves or decomposes; 4,096², where it is 17.5, `iso_c` 16, `apgd`, `wudi` and `tsv_m` 17,
-    `apgd_published` and `apgd` with soft protection 18. That is what is held. On Linux the C library keeps pieces of up
-    to 32 MB that were given back, and with layers just below that size the peak was up to 37 layers, another number at
-    each run: MALLOC_MMAP_THRESHOLD_=4000000 in the environment ends that, for a tenth more time.
+    for every method that solves or decomposes; 4,096², where it is 17.5, 16 to 17. That is what is held. On Linux the C
+    library keeps pieces of up to 32 MB that were given back, and with layers just below that size the peak was up to 37
+    layers, another number at each run: MALLOC_MMAP_THRESHOLD_=4000000 in the environment ends that, for a tenth more
+    time.
 
     Args:
         base: θ₀: a `.safetensors` file, a `….safetensors.index.json`, or a folder that holds one of the two.

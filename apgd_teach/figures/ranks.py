@@ -1,0 +1,359 @@
+"""How much of a layer to protect: accuracy by the rank of the subspace, and how far two tasks' subspaces are apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from statistics import mean, median
+
+import torch
+from matplotlib.axis import XAxis
+from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
+from torch import Tensor
+
+from apgd_teach.errors import ApgdTeachError
+from apgd_teach.evaluate import Evaluator, Scores
+from apgd_teach.figures.drawing import Drawing
+from apgd_teach.figures.style import COLORS, LINES, MARKERS, figure, styled
+from apgd_teach.merging import Apgd, Audit, StateDict, merge
+from apgd_teach.merging.subspace import left_vectors, principal_angles
+
+__all__ = [
+    "Accuracy",
+    "RankSweep",
+    "SubspaceAngles",
+    "draw_angles",
+    "draw_rank",
+    "measure_angles",
+    "measure_rank",
+]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """One network over all tasks.
+
+    Attributes:
+        mean: over the tasks, in per cent.
+        worst: of the task that is worst off, in per cent.
+        task: that task's title.
+    """
+
+    mean: float
+    worst: float
+    task: str
+
+
+@dataclass(frozen=True)
+class RankSweep:
+    """A merge by the share of directions that it protects.
+
+    Attributes:
+        shares: by share of r = min(out, in), from least to most, how accurate the merged network is.
+        auto: how accurate it is with soft protection, protect = "auto".
+        auto_share: the share that soft protection amounts to, all merged layers together.
+        auto_range: the smallest and the largest of any layer.
+        base: how accurate the base is.
+    """
+
+    shares: dict[float, Accuracy]
+    auto: Accuracy
+    auto_share: float
+    auto_range: tuple[float, float]
+    base: Accuracy
+
+
+def measure_rank(
+    base: StateDict,
+    experts: Mapping[str, StateDict],
+    score: Evaluator | Callable[[StateDict], Scores],
+    *,
+    shares: Sequence[float] = (0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 6, 1 / 4, 1 / 2, 1),
+    titles: Mapping[str, str] | None = None,
+    **settings: object,
+) -> RankSweep:
+    """Merge with every share protected, and with soft protection, and score what comes out.
+
+    Args:
+        base: θ₀.
+        experts: θᵢ by name.
+        score: what scores a state dict on every task: an `Evaluator`, or a function.
+        shares: of r = min(out, in), each 0 to 1.
+        titles: of the tasks; those of the evaluator's pool, or their names, when None.
+        settings: of `Apgd`, all but `protect`.
+
+    Raises:
+        ApgdTeachError: `protect` is among the settings, there is no share or it is none; and what `merge` raises.
+
+    Source: method.md §2.5, §4. Lesson: 05, 07.
+    """
+    if "protect" in settings:
+        raise ApgdTeachError("'protect' is what this figure varies; give the shares in `shares`.")
+    wanted = sorted({float(share) for share in shares})
+    if not wanted or not all(0 <= share <= 1 for share in wanted):
+        raise ApgdTeachError(f"shares are {list(shares)!r}; give one or more numbers from 0 to 1.")
+    if isinstance(score, Evaluator):
+        titles = titles or {name: task.title for name, task in score.pool.tasks.items()}
+        score = score.scores
+    names = titles or {}
+
+    def accuracy(state: StateDict) -> Accuracy:
+        by_task = {task: one.accuracy for task, one in score(state).items()}
+        least = min(by_task, key=lambda task: by_task[task])
+        return Accuracy(mean(by_task.values()), by_task[least], names.get(least, least))
+
+    def merged(protect: float | str) -> tuple[Accuracy, Audit]:
+        made = merge(base, experts, Apgd(protect=protect, **settings))  # type: ignore[arg-type]
+        return accuracy(made.state_dict), made.audit
+
+    auto, audit = merged("auto")
+    sizes = [min(row.shape[0], math.prod(row.shape[1:])) for row in audit.rows if "protected" in row.facts]
+    held = [float(row.facts["protected"]) for row in audit.rows if "protected" in row.facts]  # type: ignore[arg-type]
+    if not sizes:
+        raise ApgdTeachError("no tensor of this network is a matrix or kernel, so there is nothing to protect in it.")
+    return RankSweep(
+        shares={share: merged(share)[0] for share in wanted},
+        auto=auto,
+        auto_share=sum(size * one for size, one in zip(sizes, held, strict=True)) / sum(sizes),
+        auto_range=(min(held), max(held)),
+        base=accuracy(base),
+    )
+
+
+def draw_rank(measured: RankSweep, *, share: float) -> Drawing:
+    """Mean and worst accuracy by the share of directions that is protected, with the automatic choice marked.
+
+    Args:
+        measured: from `measure_rank`.
+        share: the one that is read; one of those measured.
+
+    Raises:
+        ApgdTeachError: it was not measured.
+
+    Lesson: 05, 07.
+    """
+    near = [one for one in measured.shares if math.isclose(one, share, rel_tol=1e-6, abs_tol=1e-9)]
+    if not near:
+        known = ", ".join(_fraction(one) for one in measured.shares)
+        raise ApgdTeachError(f"no share of {share!r} was measured; there are: {known}.")
+    chosen = near[0]
+    here, auto, shares = measured.shares[chosen], measured.auto, list(measured.shares)
+    with styled():
+        drawn, (axes,) = figure(width=8.4, height=4.8)
+        for i, name in enumerate(("mean", "worst")):
+            values = [getattr(one, name) for one in measured.shares.values()]
+            label = "mean over the tasks" if name == "mean" else "worst task"
+            style = {"color": COLORS[i], "linestyle": LINES[i]}
+            axes.plot(shares, values, **style, marker=MARKERS[i], markersize=5, label=label)
+            axes.plot([chosen], [getattr(here, name)], color=COLORS[i], marker=MARKERS[i], markersize=11)
+            axes.plot(
+                [measured.auto_share],
+                [getattr(auto, name)],
+                color=COLORS[i],
+                marker="*X"[i],
+                markeredgecolor="black",
+                markersize=(14, 10)[i],
+                linestyle="",
+                label=f"automatic, {'mean' if name == 'mean' else 'worst task'}",
+            )
+            axes.axhline(
+                getattr(measured.base, name), color="#7A7A7A", linestyle=LINES[i], linewidth=1, label=f"base, {name}"
+            )
+        axes.axvline(chosen, color="#7A7A7A", linewidth=1, linestyle=":")
+        # Shares differ by factors, and 0 is one of them: straight up to the smallest, by factors from there.
+        least = min([one for one in shares if one > 0], default=1.0)
+        axes.set_xscale("symlog", linthresh=least, linscale=0.4)
+        axes.set_xlim(-0.2 * least, 1.2 * max(*shares, measured.auto_share, least))
+        _label_shares(axes.xaxis, shares)
+        axes.set_xlabel("share of r = min(out, in) output directions that is protected")
+        axes.set_ylabel("accuracy (%)")
+        axes.set_title("Accuracy by the rank of the protected subspace")
+        drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        low, high = measured.auto_range
+        held = {0.0: "nothing", 1.0: "all"}.get(chosen, f"{_fraction(chosen)} of each layer's directions")
+        words = (
+            f"With {held} protected the merged network has a mean accuracy of "
+            f"{here.mean:.1f} %, and {here.worst:.1f} % on its worst task ({here.task}). The automatic choice amounts "
+            f"to {100 * measured.auto_share:.1f} % of the directions ({100 * low:.1f} to {100 * high:.1f} % by layer) "
+            f"and reaches {auto.mean:.1f} % and {auto.worst:.1f} % ({auto.task}); the base has "
+            f"{measured.base.mean:.1f} % and {measured.base.worst:.1f} %."
+        )
+        numbers = {
+            "share protected (%)": 100 * chosen,
+            "mean accuracy (%)": here.mean,
+            "accuracy on the worst task (%)": here.worst,
+            "worst task": here.task,
+            "automatic: share protected (%)": 100 * measured.auto_share,
+            "automatic: mean accuracy (%)": auto.mean,
+            "automatic: accuracy on the worst task (%)": auto.worst,
+            "base: mean accuracy (%)": measured.base.mean,
+        }
+        return Drawing(drawn, words, numbers)
+
+
+def _fraction(share: float) -> str:
+    """A share as it was thought of: "1/6", "0", "0.137"."""
+    near = Fraction(share).limit_denominator(128)
+    return str(near) if abs(float(near) - share) < 1e-9 and near.numerator <= 5 else f"{share:.3g}"
+
+
+def _label_shares(axis: XAxis, shares: list[float]) -> None:
+    """A tick at every share; a number only where there is room for it beside the one before."""
+    transform = axis.get_transform()
+    places = transform.transform(torch.tensor(shares, dtype=torch.float64).numpy())
+    room, last, labels = 0.045 * (places[-1] - places[0]), -math.inf, []
+    for place, share in zip(places, shares, strict=True):
+        fits = place - last >= room
+        labels.append(_fraction(share) if fits else "")
+        last = place if fits else last
+    axis.set_major_locator(FixedLocator(shares))
+    axis.set_major_formatter(FixedFormatter(labels))
+    axis.set_minor_locator(NullLocator())
+
+
+@dataclass(frozen=True)
+class SubspaceAngles:
+    """Principal angles between what two tasks write into, by how many directions of each are looked at.
+
+    Attributes:
+        tasks: their names.
+        out: how many output units the layer has.
+        angles: by rank k, the k angles, smallest first, in degrees.
+        random: by rank k, the mean over `draws` of the angles between two random subspaces of rank k, smallest first;
+            and the least and the most of any draw: three tuples of k degrees.
+        draws: how many pairs of random subspaces.
+    """
+
+    tasks: tuple[str, str]
+    out: int
+    angles: dict[int, tuple[float, ...]]
+    random: dict[int, tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]]
+    draws: int
+
+
+def measure_angles(
+    one: Tensor,
+    other: Tensor,
+    tasks: tuple[str, str],
+    *,
+    ranks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128),
+    draws: int = 8,
+    seed: int = 0,
+) -> SubspaceAngles:
+    """Compare the first k left singular vectors of two tasks, and of as many pairs of random subspaces as asked for.
+
+    Args:
+        one, other: τ of one layer, each (out, in).
+        tasks: what they are called.
+        ranks: k, each from 1 to the number of directions that both tasks use.
+        draws: pairs of random subspaces.
+        seed: of these.
+
+    Raises:
+        ApgdTeachError: the shapes do not fit, or there is no such rank or no draw.
+
+    Source: Björck and Golub, 1973; method.md §2.5. Lesson: 05.
+    """
+    if one.ndim != 2 or one.shape != other.shape:
+        raise ApgdTeachError(
+            f"the task vectors have shapes {tuple(one.shape)} and {tuple(other.shape)}; give two of one layer, each "
+            "(out, in)."
+        )
+    pairs = [left_vectors(tau) for tau in (one, other)]
+    # What an eigendecomposition cannot tell from nothing is no direction of the task's: see `left_vectors`.
+    floor = 4 * math.sqrt(torch.finfo(one.dtype).eps)
+    most = min(int((values > floor * values[:1]).sum()) for _, values in pairs)
+    wanted = sorted(set(ranks))
+    if not wanted or not 1 <= wanted[0] <= wanted[-1] <= most:
+        raise ApgdTeachError(
+            f"ranks are {list(ranks)!r}; give one or more whole numbers from 1 to {most}, as many directions as both "
+            "tasks use in this layer."
+        )
+    if draws < 1:
+        raise ApgdTeachError(f"draws is {draws}; give 1 or more pairs of random subspaces.")
+    generator = torch.Generator("cpu").manual_seed(seed)
+    shape = (draws, 2, one.shape[0], wanted[-1])
+    # The first k columns of a random orthonormal basis are a random basis of rank k.
+    chance = torch.linalg.qr(torch.randn(shape, generator=generator, device="cpu")).Q
+    angles, random = {}, {}
+    for rank in wanted:
+        angles[rank] = tuple(principal_angles(*(vectors[:, :rank] for vectors, _ in pairs)).tolist())
+        drawn = torch.stack([principal_angles(a[:, :rank], b[:, :rank]) for a, b in chance])
+        random[rank] = tuple(tuple(each.tolist()) for each in (drawn.mean(0), drawn.amin(0), drawn.amax(0)))
+    return SubspaceAngles(tasks, one.shape[0], angles, random, draws)  # type: ignore[arg-type]
+
+
+def draw_angles(measured: SubspaceAngles, *, rank: int) -> Drawing:
+    """All principal angles at one rank, and their median over the ranks; beside both, what chance gives.
+
+    Args:
+        measured: from `measure_angles`.
+        rank: k, one of those measured.
+
+    Raises:
+        ApgdTeachError: it was not measured.
+
+    Lesson: 05.
+    """
+    if rank not in measured.angles:
+        raise ApgdTeachError(f"no rank {rank!r} was measured; there are: {', '.join(map(str, measured.angles))}.")
+    found, (chance, least, most) = measured.angles[rank], measured.random[rank]
+    ranks = list(measured.angles)
+    pair = f"{measured.tasks[0]} and {measured.tasks[1]}"
+    with styled():
+        drawn, (left, right) = figure(1, 2, width=9.0, height=4.2)
+        order = range(1, rank + 1)
+        # Marks on a hundred angles would be a broad line.
+        size = 6 if rank <= 32 else 0
+        left.fill_between(order, least, most, color=COLORS[1], alpha=0.25, linewidth=0)
+        left.plot(order, found, color=COLORS[0], linestyle=LINES[0], marker=MARKERS[0], markersize=size, label=pair)
+        left.plot(
+            order,
+            chance,
+            color=COLORS[1],
+            linestyle=LINES[1],
+            marker=MARKERS[1],
+            markersize=size,
+            label=f"random subspaces: mean of {measured.draws} draws (shaded: least to most)",
+        )
+        left.set_xlim(0.5, rank + 0.5)
+        left.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        left.set_xlabel("angle, smallest first")
+        left.set_ylabel("principal angle (°)")
+        left.set_title(f"All angles at rank {rank} of {measured.out}")
+        for i, angles in enumerate((measured.angles, {k: one[0] for k, one in measured.random.items()})):
+            right.plot(
+                ranks,
+                [median(angles[k]) for k in ranks],
+                color=COLORS[i],
+                linestyle=LINES[i],
+                marker=MARKERS[i],
+                markersize=5,
+            )
+            right.plot([rank], [median(angles[rank])], color=COLORS[i], marker=MARKERS[i], markersize=11)
+        right.axvline(rank, color="#7A7A7A", linewidth=1, linestyle=":")
+        if len(ranks) > 1:
+            right.set_xscale("log", base=2)
+            right.xaxis.set_major_formatter("{x:g}")
+        right.set_xlabel("rank of both subspaces")
+        right.set_ylabel("median angle (°)")
+        right.set_title("Median as the rank grows")
+        for place in (left, right):
+            place.set_ylim(0, 95)
+            place.set_yticks(range(0, 91, 15))
+        drawn.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=1)
+        words = (
+            f"Between the first {rank} of {measured.out} output directions of {pair} the smallest principal angle is "
+            f"{found[0]:.0f}° and the median {median(found):.0f}°; between random subspaces of that rank these are "
+            f"{chance[0]:.0f}° and {median(chance):.0f}° (mean of {measured.draws} draws)."
+        )
+        numbers = {
+            "rank": rank,
+            "smallest angle (°)": found[0],
+            "median angle (°)": median(found),
+            "smallest angle, random (°)": chance[0],
+            "median angle, random (°)": median(chance),
+        }
+        return Drawing(drawn, words, numbers)

@@ -1,0 +1,213 @@
+"""Accuracy by rank, and angles between subspaces: known answers, and what is drawn is what was measured."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from statistics import mean, median
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from apgd_teach.cache import Cache
+from apgd_teach.data import load_task
+from apgd_teach.errors import ApgdTeachError
+from apgd_teach.evaluate import Evaluator, Score, Scores
+from apgd_teach.experts import make_pool
+from apgd_teach.figures.ranks import RankSweep, draw_angles, draw_rank, measure_angles, measure_rank
+from apgd_teach.merging import StateDict, merge, soft_projector
+
+TITLES = {"one": "task one", "two": "task two", "three": "task three"}
+SHARES = (0, 1 / 8, 1 / 6, 1)
+
+
+def network() -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+    draws = torch.Generator().manual_seed(7)
+    base = {
+        "a": torch.randn(24, 18, generator=draws),
+        "bias": torch.zeros(24),
+        "b": torch.randn(16, 4, 3, 3, generator=draws),
+    }
+    return base, {
+        name: {key: one + 0.1 * torch.randn(one.shape, generator=draws) for key, one in base.items()} for name in TITLES
+    }
+
+
+BASE, EXPERTS = network()
+
+
+def score(state: StateDict) -> Scores:
+    """The nearer to an expert, the more of a thousand images are right."""
+    far = {
+        name: sum(float((state[key] - one[key]).square().sum()) for key in one) ** 0.5 for name, one in EXPERTS.items()
+    }
+    return {name: Score(torch.arange(1000) < 1000 / (1 + one), torch.zeros(1000)) for name, one in far.items()}
+
+
+@pytest.fixture(scope="module")
+def sweep() -> RankSweep:
+    return measure_rank(BASE, EXPERTS, score, shares=SHARES, titles=TITLES, flatten=0.0)
+
+
+def test_every_share_is_scored_as_it_would_be_by_hand(sweep: RankSweep) -> None:
+    assert list(sweep.shares) == sorted(SHARES)
+    for protect, found in [*sweep.shares.items(), ("auto", sweep.auto)]:
+        by_task = score(merge(BASE, EXPERTS, "apgd", protect=protect, flatten=0.0).state_dict)
+        accuracies = {task: one.accuracy for task, one in by_task.items()}
+        assert found.mean == pytest.approx(mean(accuracies.values()))
+        assert found.worst == min(accuracies.values())
+        assert found.task == TITLES[min(accuracies, key=accuracies.get)]
+    assert sweep.base.mean == pytest.approx(mean(one.accuracy for one in score(BASE).values()))
+    assert len({one.mean for one in sweep.shares.values()}) > 2
+
+
+def test_the_automatic_share_is_that_of_all_layers_together(sweep: RankSweep) -> None:
+    traces = {}
+    for key in ("a", "b"):
+        vectors = torch.stack([(one[key] - BASE[key]).flatten(1) for one in EXPERTS.values()])
+        traces[key] = float(soft_projector(vectors, 0.0625).trace())
+    assert sweep.auto_share == pytest.approx(sum(traces.values()) / (18 + 16), rel=1e-4)
+    assert sweep.auto_range == pytest.approx(
+        (min(traces["a"] / 18, traces["b"] / 16), max(traces["a"] / 18, traces["b"] / 16)), rel=1e-4
+    )
+
+
+def test_an_evaluator_brings_its_titles(tmp_path: Path) -> None:
+    task = "digits-upright"
+    pool = make_pool("mlp", tasks=[task], base_steps=1, expert_steps=1, cache=Cache(tmp_path), progress=False)
+    found = measure_rank(pool.base, pool.experts, Evaluator(pool, images=50), shares=[0], flatten=0.0)
+    assert found.base.task == load_task(task).title
+
+
+def test_what_is_drawn_is_what_was_measured(sweep: RankSweep) -> None:
+    drawing = draw_rank(sweep, share=1 / 6)
+    (axes,) = drawing.figure.axes
+    for i, name in enumerate(("mean", "worst")):
+        line, chosen, auto, base = axes.lines[4 * i : 4 * i + 4]
+        assert list(line.get_xdata()) == list(sweep.shares)
+        assert list(line.get_ydata()) == [getattr(one, name) for one in sweep.shares.values()]
+        assert (list(chosen.get_xdata()), list(chosen.get_ydata())) == ([1 / 6], [getattr(sweep.shares[1 / 6], name)])
+        assert (list(auto.get_xdata()), list(auto.get_ydata())) == ([sweep.auto_share], [getattr(sweep.auto, name)])
+        assert set(base.get_ydata()) == {getattr(sweep.base, name)}
+    low, high = axes.get_xlim()
+    assert low < 0 < 1 < high
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "1/8", "1/6", "1"]
+
+
+def test_ticks_without_room_have_no_number() -> None:
+    crowded = measure_rank(BASE, EXPERTS, score, shares=[0, 0.5, 0.51, 0.52, 1], flatten=0.0)
+    labels = [one.get_text() for one in draw_rank(crowded, share=0.51).figure.axes[0].get_xticklabels()]
+    assert labels == ["0", "1/2", "", "", "1"]
+
+
+def test_words_hold_the_numbers(sweep: RankSweep) -> None:
+    here, drawing = sweep.shares[1 / 6], draw_rank(sweep, share=1 / 6)
+    for said in (
+        "With 1/6 of each layer's directions protected",
+        f"mean accuracy of {here.mean:.1f} %, and {here.worst:.1f} % on its worst task ({here.task})",
+        f"amounts to {100 * sweep.auto_share:.1f} %",
+        f"reaches {sweep.auto.mean:.1f} % and {sweep.auto.worst:.1f} %",
+    ):
+        assert said in drawing.words
+    assert drawing.numbers["mean accuracy (%)"] == here.mean
+    assert drawing.numbers["automatic: share protected (%)"] == 100 * sweep.auto_share
+    assert "With nothing protected" in draw_rank(sweep, share=0).words
+
+
+def test_a_share_that_was_not_measured(sweep: RankSweep) -> None:
+    with pytest.raises(ApgdTeachError, match=r"no share of 0\.3 was measured; there are: 0, 1/8, 1/6, 1"):
+        draw_rank(sweep, share=0.3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"protect": 0.5}, "'protect' is what this figure varies"),
+        ({"shares": []}, "one or more numbers from 0 to 1"),
+        ({"shares": [0, 1.5]}, "one or more numbers from 0 to 1"),
+        ({"shares": [math.nan]}, "one or more numbers from 0 to 1"),
+        ({"granularity": "entry"}, "there is no granularity"),
+    ],
+)
+def test_what_cannot_be_swept_is_one_sentence(settings: dict, sentence: str) -> None:
+    with pytest.raises(ApgdTeachError, match=sentence):
+        measure_rank(BASE, EXPERTS, score, **settings)
+
+
+def test_a_network_without_matrices_has_nothing_to_protect() -> None:
+    base = {"bias": torch.zeros(4)}
+    with pytest.raises(ApgdTeachError, match="no tensor of this network"):
+        measure_rank(base, {"one": {"bias": torch.ones(4)}, "two": {"bias": -torch.ones(4)}}, lambda _: score(BASE))
+
+
+# Angles
+
+
+def turned(degrees: float, out: int = 40, rank: int = 3) -> tuple[Tensor, Tensor]:
+    """Two task vectors of a few directions, every one of the second turned by an angle out of the first's subspace."""
+    basis = torch.linalg.qr(torch.randn(out, 2 * rank, generator=torch.Generator().manual_seed(0)).double()).Q
+    own, free = basis[:, :rank], basis[:, rank:]
+    angle = math.radians(degrees)
+    stretch = torch.diag(torch.tensor([3.0, 2.0, 1.0]).double()) @ torch.eye(rank, 50).double()
+    return own @ stretch, (math.cos(angle) * own + math.sin(angle) * free) @ stretch
+
+
+@pytest.mark.parametrize("degrees", [0, 1, 30, 60, 90])
+def test_angles_are_those_by_which_the_tasks_were_turned(degrees: float) -> None:
+    found = measure_angles(*turned(degrees), ("a", "b"), ranks=(1, 2, 3))
+    for rank, angles in found.angles.items():
+        assert angles == pytest.approx([degrees] * rank, abs=1e-4)
+
+
+def test_random_subspaces_are_drawn_and_not_quoted() -> None:
+    one, other = turned(10)
+    found, more, again = (measure_angles(one, other, ("a", "b"), ranks=[1, 3], draws=n) for n in (4, 400, 4))
+    assert found.random == again.random
+    assert found.random != measure_angles(one, other, ("a", "b"), ranks=[1, 3], draws=4, seed=1).random
+    average, least, most = more.random[1]
+    assert all(low < middle < high for middle, low, high in zip(average, least, most, strict=True))
+    # Between two random lines in n dimensions an angle is as likely as its sine to the power of n − 2.
+    angles = np.linspace(0, 90, 10_001)
+    likely = np.sin(np.radians(angles)) ** 38
+    assert average[0] == pytest.approx((angles * likely).sum() / likely.sum(), abs=1)
+
+
+def test_angles_drawn_are_those_measured() -> None:
+    measured = measure_angles(*turned(25), ("a", "b"), ranks=(1, 2, 3))
+    drawing = draw_angles(measured, rank=2)
+    left, right = drawing.figure.axes
+    assert tuple(left.lines[0].get_ydata()) == measured.angles[2]
+    assert tuple(left.lines[1].get_ydata()) == measured.random[2][0]
+    shaded = left.collections[0].get_paths()[0].vertices[:, 1]
+    assert {min(shaded), max(shaded)} <= {*measured.random[2][1], *measured.random[2][2]}
+    np.testing.assert_allclose(right.lines[0].get_ydata(), [median(one) for one in measured.angles.values()])
+    assert drawing.numbers["median angle (°)"] == median(measured.angles[2])
+    assert drawing.numbers["smallest angle, random (°)"] == measured.random[2][0][0]
+    assert "the smallest principal angle is 25° and the median 25°" in drawing.words
+    assert list(drawing.numbers) == list(draw_angles(measured, rank=3).numbers)
+
+
+def test_one_rank_alone_can_be_drawn() -> None:
+    assert draw_angles(measure_angles(*turned(25), ("a", "b"), ranks=[2]), rank=2).words
+
+
+def test_a_rank_that_was_not_measured() -> None:
+    with pytest.raises(ApgdTeachError, match="no rank 3 was measured; there are: 1, 2"):
+        draw_angles(measure_angles(*turned(5), ("a", "b"), ranks=[1, 2]), rank=3)
+
+
+@pytest.mark.parametrize(
+    ("one", "settings", "sentence"),
+    [
+        (turned(5)[0][:-1], {}, "give two of one layer"),
+        (turned(5)[0], {"ranks": [4]}, "whole numbers from 1 to 3"),
+        (turned(5)[0], {"ranks": [0]}, "whole numbers from 1 to 3"),
+        (turned(5)[0], {"ranks": []}, "whole numbers from 1 to 3"),
+        (turned(5)[0], {"ranks": [1], "draws": 0}, "draws is 0"),
+    ],
+)
+def test_angles_that_are_none_are_one_sentence(one: Tensor, settings: dict, sentence: str) -> None:
+    with pytest.raises(ApgdTeachError, match=sentence):
+        measure_angles(one, turned(5)[1], ("a", "b"), **settings)
