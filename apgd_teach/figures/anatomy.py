@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from apgd_teach.data import TaskData
+from apgd_teach.figures.drawing import Drawing
 from apgd_teach.figures.style import figure, look, styled
 from apgd_teach.merging import StateDict
 
@@ -103,31 +104,48 @@ def spectra(vectors: Mapping[str, StateDict], layer: str) -> dict[str, Tensor]:
 
 
 def draw_spectra(
-    values: Mapping[str, Tensor], titles: Mapping[str, str], layer: str, *, first: int = 60, control: str = "shuffled"
-) -> Figure:
+    values: Mapping[str, Mapping[str, Tensor]],
+    titles: Mapping[str, str],
+    *,
+    layer: str,
+    first: int = 60,
+    control: str = "shuffled",
+) -> Drawing:
     """`spectra` as the energy that the first directions carry together, in per cent. Lesson: 01.
 
     Args:
-        values: by task, singular values from the largest on.
+        values: by layer and by task, singular values from the largest on.
         titles: of the tasks.
-        layer: which layer they are of.
+        layer: which layer is shown.
         first: how many directions are shown.
         control: the task, if there, that is drawn as a broad grey line.
     """
+    energies = {
+        task: 100 * line.square().cumsum(0) / line.square().sum().clamp_min(1e-30)
+        for task, line in values[layer].items()
+    }
     with styled():
         drawn, (axes,) = figure(height=4.2)
-        for i, (task, line) in enumerate(values.items()):
-            energy = 100 * line.square().cumsum(0) / line.square().sum().clamp_min(1e-30)
+        for i, (task, energy) in enumerate(energies.items()):
             aside = {"color": "#7A7A7A", "linestyle": "-", "linewidth": 4.0} if task == control else {}
             axes.plot(
-                range(1, min(first, len(line)) + 1),
+                range(1, min(first, len(energy)) + 1),
                 energy[:first].numpy(),
                 **{**look(i), "marker": "", **aside},
                 label=titles[task],
             )
+        count = len(next(iter(energies.values())))
         axes.set_ylim(0, 102)
-        axes.set_xlabel(f"singular directions, longest first (of {len(next(iter(values.values())))})")
+        axes.set_xlabel(f"singular directions, longest first (of {count})")
         axes.set_ylabel("energy carried together (%)")
         axes.set_title(f"How few directions hold τ in {layer}")
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-        return drawn
+    tenth = min(10, count)
+    carried = {titles[task]: float(energy[tenth - 1]) for task, energy in energies.items()}
+    return Drawing(
+        drawn,
+        f"Energy that the first {tenth} of {count} singular directions carry in {layer}: "
+        + ", ".join(f"{title} {share:.0f} %" for title, share in carried.items())
+        + ".",
+        {f"first {tenth}, {title} (%)": share for title, share in carried.items()},
+    )

@@ -76,7 +76,7 @@ def multiples(frames: Mapping[str, Frame]) -> bytes:
 
 
 def table(settings: Sequence[Mapping[str, object]], frames: Sequence[Frame], caption: str) -> Table:
-    """A row per setting: what the sliders say, and the numbers that the figure stands for.
+    """The numbers that the figure stands for at several settings: a row per setting, or per number if these are more.
 
     Args:
         settings: by slider's name, what it stands at.
@@ -84,8 +84,22 @@ def table(settings: Sequence[Mapping[str, object]], frames: Sequence[Frame], cap
         caption: the figure's title.
     """
     names = list(dict.fromkeys(name for one in frames for name in one.numbers))
-    rows = [
-        [*setting.values(), *(one.numbers.get(name) for name in names)]
-        for setting, one in zip(settings, frames, strict=True)
-    ]
-    return Table([*(settings[0] if settings else ()), *names], rows, caption=caption, digits=3)
+    sliders = list(settings[0]) if settings else []
+    columns = [[*setting.values()] for setting in settings]
+    values = [[_short(one.numbers.get(name)) for name in names] for one in frames]
+    rows = [first + second for first, second in zip(columns, values, strict=True)]
+    heads = [*sliders, *names]
+    if len(names) > len(settings):
+        heads, rows = (
+            [heads[0], *(str(row[0]) for row in rows)],
+            [[head, *(row[place] for row in rows)] for place, head in enumerate(heads) if place],
+        )
+    return Table(heads, rows, caption=caption)
+
+
+def _short(value: object) -> object:
+    """A number with three digits that count; whole ones as they are."""
+    if not isinstance(value, float):
+        return value
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
+    return text.replace("-", "−")

@@ -31,15 +31,18 @@ cards_table()
 
 # %%
 from apgd_teach.data import TASKS
-from apgd_teach.figures import draw_tasks, show
+from apgd_teach.figures import Drawing, draw_tasks, show
 
 tasks = {name: source.task(name) for name in TASKS}
 titles = {name: task.title for name, task in tasks.items()}
 show(
-    draw_tasks(tasks),
-    "Six test pictures of each of the eight tasks, one row per task: "
-    + "; ".join(titles.values())
-    + ".",
+    Drawing(
+        draw_tasks(tasks),
+        "Six test pictures of each of the eight tasks, one row per task: "
+        + "; ".join(titles.values())
+        + ".",
+        photo=True,
+    )
 )
 
 # %% [markdown]
@@ -256,16 +259,28 @@ shares = Table(
 shares
 
 # %%
-shown = spectra({**vectors, "shuffled": control["digits-upright"]}, LAYER)
-show(
-    draw_spectra(shown, {**titles, "shuffled": "digits, upright, shuffled"}, LAYER),
-    f"Energy that the first singular directions of each task vector carry together in {LAYER}. The first ten: "
-    + ", ".join(
-        f"{100 * float(values[:10].square().sum() / values.square().sum()):.0f} % ({name})"
-        for name, values in shown.items()
-    )
-    + ".",
+from apgd_teach.figures import Slider, panel
+
+compared = {**vectors, "shuffled": control["digits-upright"]}
+layers = [name for name, tensor in pool.base.items() if tensor.ndim >= 2]
+shown = {layer: spectra(compared, layer) for layer in layers}
+
+
+def draw_energy(layer):
+    """The picture is a function of what the list below lets you choose, and looks everything up."""
+    return draw_spectra(shown, {**titles, "shuffled": "digits, upright, shuffled"}, layer=layer)
+
+
+panel(
+    draw_energy,
+    title="Energy of the singular directions",
+    static=[{"layer": LAYER}, {"layer": layers[0]}],
+    layer=Slider("layer", layers, start=LAYER),
 )
+
+# %% [markdown]
+# In JupyterLab the list above chooses the layer; without a running kernel you see two of them. Is the curve of the
+# shuffled numbers equally far from the others in every layer? Compare how many directions each layer has.
 
 # %% [markdown]
 # **Relations.** Two shuffled vectors of this many numbers are nearly at a right angle. Are two task vectors?

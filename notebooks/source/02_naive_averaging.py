@@ -191,20 +191,48 @@ results["mild"].summary()
 results["hot"].summary()
 
 # %% [markdown]
-# ## Where the average lands
+# ## What breaks, and what is saved
 #
-# Take the task with the largest gap under the hot average (which need not be the one with the lowest accuracy), and
-# look at its loss over the plane through three networks: the base, that task's own expert, and the average of all
-# eight. Distances and angles are true to weight space. Light is low loss; each panel has its own levels, so read the
-# numbers on the lines.
+# An image is *broken* by the merge when the task's own expert names it rightly and the average does not, and *saved*
+# when the base names it wrongly and the average rightly. The gap is made of such images. Look at those of the hot
+# average, first on the task with the largest gap (which need not be the one with the lowest accuracy), then on any
+# other: always the first of its test images, not chosen ones.
 
 # %%
 from apgd_teach.evaluate import Evaluator
-from apgd_teach.figures import draw_planes
-from apgd_teach.landscape import loss_plane
+from apgd_teach.figures import Slider, draw_examples, find_mistakes, panel
 
 gaps = results["hot"].gap("average")
 largest = max(gaps, key=gaps.get)
+mistakes = find_mistakes(
+    Evaluator(hot, images=profile.test_images), hot.base, average_hot.state_dict
+)
+
+
+def draw_images(task, kind):
+    """Looks up: nothing is evaluated while you choose."""
+    return draw_examples(mistakes, task=task, kind=kind)
+
+
+panel(
+    draw_images,
+    title="What the average of the hot experts breaks and saves",
+    static=[{"kind": "broken"}, {"kind": "saved"}],
+    task=Slider("task", list(titles), start=largest),
+    kind=Slider("images", ["broken", "saved"]),
+)
+
+# %% [markdown]
+# ## Where the average lands
+#
+# Stay with the task of the largest gap, and look at its loss over the plane through three networks: the base, that
+# task's own expert, and the average of all eight. Distances and angles are true to weight space. Light is low loss;
+# each panel has its own levels, so read the numbers on the lines.
+
+# %%
+from apgd_teach.figures import draw_planes
+from apgd_teach.landscape import loss_plane
+
 planes = {}
 for name, pool, average in (("mild", mild, average_mild), ("hot", hot, average_hot)):
     planes[name] = loss_plane(

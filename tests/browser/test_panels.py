@@ -13,7 +13,7 @@ import pytest
 
 from apgd_teach.course.build import drop_widgets
 from apgd_teach.course.runner import run_course, run_notebook
-from apgd_teach.course.sources import notebook_text, read_notebook
+from apgd_teach.course.sources import find, notebook_text, read_notebook
 
 FIXTURE = Path(__file__).resolve().parents[1] / "course" / "fixtures" / "panels.py"
 
@@ -40,7 +40,6 @@ MOVE = """async ([panel, place, value]) => {
   }
   return { ms: null, sign, words: 'nothing happened' };
 }"""
-HERE = "(panel) => panel.querySelector('.apgd-words').textContent"
 
 
 @pytest.fixture(scope="module")
@@ -117,33 +116,71 @@ def test_a_setting_that_cannot_be_drawn_is_said_in_a_sentence_and_the_next_one_w
     assert opened.cell_errors() == []
 
 
-@pytest.mark.parametrize(("panel", "settings"), [(0, 41), (1, 16)])
-def test_fifty_moves_are_answered_within_150_ms(opened: Any, panel: int, settings: int, record_property) -> None:
-    page, draws = opened.page, random.Random(0)
-    choices = page.locator(".apgd-panel").nth(panel).locator("select").count()
-    counts = [41] if panel == 0 else [8, 2]
-    assert int(np.prod(counts)) == settings == (counts[0] * (2 if choices else 1))
-    # First every setting once, at the pace at which they come: what is slow then is drawing, and said at once.
+def moved_fifty_times(page: Any, panel: int) -> list[float]:
+    """Visit every setting once, and then fifty: milliseconds from each of these moves to its picture."""
+    controls = page.locator(".apgd-panel").nth(panel).locator("input, select")
+    counts = controls.evaluate_all("all => all.map((one) => one.tagName === 'SELECT' ? one.length : one.max - -1)")
+    # At the pace at which they come: what is slow then is drawing, and that is said at once.
     for places in itertools.product(*map(range, counts)):
         for place, value in enumerate(places):
-            move = page.evaluate(MOVE, [panel, place, value]) if value != standing(page, panel, place) else None
-            assert move is None or move["ms"] is not None
-            assert move is None or move["sign"] is None or move["sign"] < 150
-    taken = []
+            if value != standing(page, panel, place):
+                move = page.evaluate(MOVE, [panel, place, value])
+                assert move["ms"] is not None, move
+                assert move["ms"] < 150 or move["sign"] < 150
+    draws, taken = random.Random(0), []
     while len(taken) < 50:
         place = draws.randrange(len(counts))
         value = draws.randrange(counts[place])
         if value != standing(page, panel, place):
             taken.append(page.evaluate(MOVE, [panel, place, value])["ms"])
-    late = sorted(taken)[int(0.95 * len(taken)) - 1]
-    record_property("p95_ms", round(late))
-    print(f"panel {panel}: median {np.median(taken):.0f} ms, 95th percentile {late:.0f} ms, most {max(taken):.0f} ms")
-    assert late <= 150
+    return taken
 
 
 def standing(page: Any, panel: int, place: int) -> int:
     control = page.locator(".apgd-panel").nth(panel).locator("input, select").nth(place)
     return control.evaluate("(one) => one.tagName === 'SELECT' ? one.selectedIndex : Number(one.value)")
+
+
+def late(taken: list[float], what: str) -> float:
+    """The 95th percentile; printed, for whoever runs this with `-s`."""
+    found = sorted(taken)[int(0.95 * len(taken)) - 1]
+    print(f"{what}: median {np.median(taken):.0f} ms, 95th percentile {found:.0f} ms, most {max(taken):.0f} ms")
+    return found
+
+
+@pytest.mark.parametrize("panel", [0, 1])
+def test_fifty_moves_are_answered_within_150_ms(opened: Any, panel: int) -> None:
+    assert late(moved_fifty_times(opened.page, panel), f"panel {panel}") <= 150
+
+
+@pytest.mark.parametrize("lesson", ["01_toy_experts", "02_naive_averaging"])
+def test_the_panels_of_a_lesson(lab: Any, lesson: str) -> None:
+    # In the profile "fast", as the source has it.
+    notebook = lab.open(find(lesson))
+    notebook.run_all()
+    page = notebook.page
+    page.wait_for_selector(".apgd-panel img")
+    assert notebook.cell_errors() == []
+    assert notebook.errors == []
+    assert notebook.outside == []
+    for panel in range(page.locator(".apgd-panel").count()):
+        before = page.locator(".apgd-panel").nth(panel).locator(".apgd-words").inner_text()
+        assert late(moved_fifty_times(page, panel), f"{lesson}, panel {panel}") <= 150
+        page.locator(".apgd-panel").nth(panel).get_by_role("button", name="Reset").click()
+        page.locator(".apgd-panel").nth(panel).locator(".apgd-words", has_text=before).wait_for()
+    page.context.close()
+
+
+def test_a_figure_that_evaluates_networks_says_so_at_once_and_is_there_soon(lab: Any) -> None:
+    notebook = lab.open(FIXTURE.with_name("panel_evaluates.py"))
+    notebook.run_all()
+    notebook.page.wait_for_selector(".apgd-panel img")
+    moves = [notebook.page.evaluate(MOVE, [0, 0, place]) for place in (20, 1, 15, 5, 18, 10, 2)]
+    assert all(move["ms"] is not None for move in moves)
+    print("with evaluation:", [round(move["ms"]) for move in moves])
+    assert all(move["ms"] < 150 or move["sign"] < 150 for move in moves)
+    assert max(move["ms"] for move in moves) < 1500
+    notebook.page.context.close()
 
 
 def test_a_page_that_is_loaded_again_has_its_pictures_again(opened: Any) -> None:

@@ -76,7 +76,9 @@ DRAWN = {
     "tasks": lambda: draw_tasks({name: load_task(name) for name in NAMES[:2]}, examples=4),
     "norms": lambda: draw_norms(layer_norms(BASE, vectors()), TITLES),
     "cosines": lambda: draw_cosines(cosine_matrix(vectors()), list(TITLES.values())),
-    "spectra": lambda: draw_spectra(spectra(vectors(), "layer2.weight"), TITLES, "layer2.weight"),
+    "spectra": lambda: (
+        draw_spectra({"layer2.weight": spectra(vectors(), "layer2.weight")}, TITLES, layer="layer2.weight").figure
+    ),
     "one comparison": lambda: draw_comparison({"one network for eight tasks": comparison()}),
     "two comparisons": lambda: draw_comparison({"mild": comparison(), "hot": comparison()}),
     "two paths": lambda: draw_paths({"mild": path(), "hot": path()}, TITLES, ENDS),

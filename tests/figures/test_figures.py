@@ -184,7 +184,8 @@ def many(kind: str, count: int) -> Axes:
     if kind == "norms":
         return draw_norms({task: {"a.weight": 1.0} for task in titles}, titles).axes[0]
     if kind == "spectra":
-        return draw_spectra({task: torch.tensor([1.0, 0.5]) for task in titles}, titles, "a.weight").axes[0]
+        values = {"a.weight": {task: torch.tensor([1.0, 0.5]) for task in titles}}
+        return draw_spectra(values, titles, layer="a.weight").figure.axes[0]
     if kind == "paths":
         line = path(1)
         longer = type(line)(line.steps, dict.fromkeys(titles, line.losses[NAMES[0]]), {})
@@ -296,8 +297,13 @@ def test_marks_of_the_same_accuracy_do_not_hide_each_other() -> None:
 
 def test_the_energy_of_the_first_directions_is_added_up() -> None:
     shares = {"a": torch.tensor([1.0, 0.5, 0.5]), "shuffled": torch.ones(3)}
-    axes = draw_spectra(shares, {"a": "a", "shuffled": "its numbers shuffled"}, "w", first=2).axes[0]
-    found, control = axes.lines
+    titles = {"a": "a", "shuffled": "its numbers shuffled"}
+    drawing = draw_spectra({"w": shares, "v": {}}, titles, layer="w", first=2)
+    found, control = drawing.figure.axes[0].lines
+    assert drawing.words == (
+        "Energy that the first 3 of 3 singular directions carry in w: a 100 %, its numbers shuffled 100 %."
+    )
+    assert drawing.numbers == {"first 3, a (%)": 100, "first 3, its numbers shuffled (%)": 100}
     np.testing.assert_allclose(found.get_ydata(), [100 / 1.5, 125 / 1.5], rtol=1e-6)
     np.testing.assert_allclose(control.get_ydata(), [100 / 3, 200 / 3], rtol=1e-6)
     assert control.get_linewidth() > 2 * found.get_linewidth()

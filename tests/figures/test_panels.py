@@ -16,7 +16,7 @@ import apgd_teach.figures.panels as module
 from apgd_teach.course.profiles import VISIT
 from apgd_teach.errors import FigureError
 from apgd_teach.figures import Drawing, Panel, Slider, panel
-from apgd_teach.figures.faces import WIDEST, frame, multiples
+from apgd_teach.figures.faces import WIDEST, Frame, frame, multiples, table
 from apgd_teach.figures.style import COLORS, figure, styled
 
 LIVE = "application/vnd.jupyter.widget-view+json"
@@ -66,6 +66,22 @@ def test_the_text_of_it_is_a_table_with_a_row_per_setting() -> None:
     assert table.columns == ("number x", "kind of line", "square")
     assert table.rows == (("1 m", "plain", 1), ("5 m", "plain", 25))
     assert repr(make()) == str(table)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(81.234, "81.2"), (-0.0012345, "−0.00123"), (3, "3"), (1234.5, "1,234"), (100.0, "100"), (0.5, "0.500")],
+)
+def test_numbers_have_three_digits_that_count(value: float, text: str) -> None:
+    one = Frame(b"", "Words.", {"number": value}, False)
+    assert str(table([{"x": "1"}], [one], "T")).splitlines()[-1].split() == ["1", text]
+
+
+def test_more_numbers_than_settings_stand_below_each_other() -> None:
+    frames = [Frame(b"", "Words.", {"first": x, "second": x**2, "third": x**3}, False) for x in (2, 3)]
+    found = table([{"x": "2 m", "kind": "plain"}, {"x": "3 m", "kind": "plain"}], frames, "T")
+    assert found.columns == ("x", "2 m", "3 m")
+    assert found.rows == (("kind", "plain", "plain"), ("first", 2, 3), ("second", 4, 9), ("third", 8, 27))
 
 
 def test_a_notebook_gets_all_three() -> None:
