@@ -21,6 +21,7 @@ from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 from PIL import Image
 
+import apgd_teach
 from apgd_teach.figures import (
     cosine_matrix,
     draw_comparison,
@@ -218,10 +219,29 @@ DEFICIENCIES = {
 }
 
 
-def lab(color: str, deficiency: str) -> np.ndarray:
-    """CIE L*a*b* (D65) of a colour as it is seen with a deficiency."""
+# hue-rotate(180deg) of the W3C's Filter Effects, on sRGB as it is stored.
+TURNED = np.array([[-0.574, 1.43, 0.144], [0.426, 0.43, 0.144], [0.426, 1.43, -0.856]])
+
+
+def in_the_dark(color: str) -> tuple[float, ...]:
+    """What `invert(1) hue-rotate(180deg)` makes of a colour: panels in a dark theme, plots on a dark page."""
+    return tuple(np.clip(TURNED @ (1 - np.array(to_rgb(color))), 0, 1))
+
+
+def linear_of(color) -> np.ndarray:
     rgb = np.array(to_rgb(color))
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
+def contrast(one, other) -> float:
+    """The ratio of WCAG 2: 1 for the same, 21 for black and white."""
+    low, high = sorted(float(linear_of(color) @ [0.2126, 0.7152, 0.0722]) for color in (one, other))
+    return (high + 0.05) / (low + 0.05)
+
+
+def lab(color, deficiency: str) -> np.ndarray:
+    """CIE L*a*b* (D65) of a colour as it is seen with a deficiency."""
+    linear = linear_of(color)
     seen = np.clip(np.array(DEFICIENCIES[deficiency]) @ linear, 0, 1)
     to_xyz = np.array(
         [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.072175], [0.0193339, 0.119192, 0.9503041]]
@@ -251,6 +271,17 @@ def test_the_measure_of_colours_is_right_where_the_answer_is_known() -> None:
 @pytest.mark.parametrize("deficiency", list(DEFICIENCIES))
 def test_the_first_five_colours_are_told_apart_with_a_colour_vision_deficiency(deficiency: str) -> None:
     assert nearest(COLORS[:5], deficiency) > 12
+
+
+@pytest.mark.parametrize("deficiency", list(DEFICIENCIES))
+def test_in_the_dark_they_are_told_apart_as_well_and_stand_out(deficiency: str) -> None:
+    dark = [in_the_dark(color) for color in COLORS]
+    assert nearest(dark[:5], deficiency) > 12
+    assert min(contrast(color, in_the_dark("#FFFFFF")) for color in dark) >= 3
+    assert contrast(in_the_dark("#000000"), in_the_dark("#FFFFFF")) > 20
+    package = File(apgd_teach.__file__).parent
+    for rules in ("figures/panels.css", "course/templates/apgd/index.html.j2"):
+        assert "filter: invert(1) hue-rotate(180deg);" in (package / rules).read_text(encoding="utf-8")
 
 
 # What is drawn is what was measured
