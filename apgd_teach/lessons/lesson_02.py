@@ -1,0 +1,180 @@
+"""Exercises of lesson 02: task vectors, the average, the gap."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from apgd_teach.lessons.engine import Problem, Wrong
+
+__all__ = ["AVERAGE", "GAP", "PROBLEMS", "VECTORS"]
+
+State = Mapping[str, Tensor]
+
+
+def _state(seed: int, scale: float = 1.0) -> dict[str, Tensor]:
+    draws = torch.Generator().manual_seed(seed)
+    return {
+        "layer.weight": scale * torch.randn(3, 2, generator=draws),
+        "layer.bias": scale * torch.randn(3, generator=draws),
+    }
+
+
+def _experts(base: State, count: int) -> dict[str, dict[str, Tensor]]:
+    # Lengths differ, so that a mean is no sum and no expert stands for all.
+    moved = [_state(seed + 10, 0.3 * (seed + 1)) for seed in range(count)]
+    return {f"task {seed}": {key: base[key] + one[key] for key in base} for seed, one in enumerate(moved)}
+
+
+BASE = _state(0)
+EXPERTS = _experts(BASE, 3)
+
+
+VECTORS = Problem(
+    name="02.1",
+    question=(
+        "Write `task_vector(base, expert)`: the task vector $\\tau = \\theta - \\theta_0$ of an expert, as a state "
+        "dict: one tensor per name. Neither of the two it is given may change."
+    ),
+    stub="def task_vector(base, expert):\n    ...\n",
+    solution="def task_vector(base, expert):\n    return {key: expert[key] - base[key] for key in base}\n",
+    cases=[{"base": BASE, "expert": expert} for expert in EXPERTS.values()],
+    wrong=[
+        Wrong(
+            lambda base, expert: {key: base[key] - expert[key] for key in base},
+            "the sign is turned round: adding it to the base must lead to the expert.",
+        ),
+        Wrong(
+            lambda base, expert: dict(expert),
+            "these are the expert's own weights. A task vector is what fine-tuning changed about the base.",
+        ),
+        Wrong(
+            lambda base, expert: {key: (expert[key] - base[key]).abs() for key in base},
+            "it has lost its signs: a weight that fine-tuning made smaller must come out negative.",
+        ),
+        Wrong(
+            lambda base, expert: torch.cat([(expert[key] - base[key]).flatten() for key in base]),
+            "the numbers are right, but in one long row. Keep one tensor per name: a merge works layer by layer.",
+        ),
+    ],
+    hints=[
+        "What has to be added to the base to arrive at the expert?",
+        "Go through the names: `{key: … for key in base}`.",
+        "`expert[key] - base[key]`, for every key.",
+    ],
+)
+
+
+AVERAGE = Problem(
+    name="02.2",
+    question=(
+        "Write `average(base, experts)`: the base plus the mean task vector, "
+        "$\\theta_0 + \\frac{1}{T}\\sum_i \\tau_i$, as a state dict. `experts` are state dicts by name."
+    ),
+    stub="def average(base, experts):\n    ...\n",
+    solution=(
+        "def average(base, experts):\n"
+        "    T = len(experts)\n"
+        "    return {\n"
+        "        key: base[key] + sum(expert[key] - base[key] for expert in experts.values()) / T for key in base\n"
+        "    }\n"
+    ),
+    cases=[
+        {"base": BASE, "experts": EXPERTS},
+        {"base": _state(1), "experts": _experts(_state(1), 4)},
+    ],
+    wrong=[
+        Wrong(
+            lambda base, experts: {
+                key: base[key] + sum(one[key] - base[key] for one in experts.values()) for key in base
+            },
+            "the task vectors are added up and not divided: a sum where a mean is asked for.",
+        ),
+        Wrong(
+            lambda base, experts: {key: sum(one[key] for one in experts.values()) for key in base},
+            "the experts are added up: T networks on top of each other. Divide by how many they are.",
+        ),
+        Wrong(
+            lambda base, experts: {
+                key: sum(one[key] - base[key] for one in experts.values()) / len(experts) for key in base
+            },
+            "this is the mean task vector; the base that it starts from is missing.",
+        ),
+        Wrong(
+            lambda base, experts: {
+                key: base[key] + sum(one[key] for one in experts.values()) / len(experts) for key in base
+            },
+            "the base is in it twice: the mean of the experts holds it already. Add the mean of the *task vectors*.",
+        ),
+        Wrong(
+            lambda base, experts: {
+                key: (base[key] + sum(one[key] for one in experts.values())) / (len(experts) + 1) for key in base
+            },
+            "the base counts as one more expert here. It is where the vectors begin, and has no vector of its own.",
+        ),
+        Wrong(
+            lambda base, experts: dict(list(experts.values())[-1]),
+            "this is the last expert alone; is something overwritten in a loop where it should be added up?",
+        ),
+    ],
+    hints=[
+        "Begin with one tensor: what is its task vector in every expert?",
+        "Add those up over the experts, divide by their number, add the base's tensor.",
+        "`base[key] + sum(expert[key] - base[key] for expert in experts.values()) / len(experts)`.",
+    ],
+)
+
+
+GAP = Problem(
+    name="02.3",
+    question=(
+        "Write `gaps(merged, own)`: how much each task loses by the merged network, in nats. `merged` holds the merged "
+        "network's losses, one per task; `own` the loss of each task's own expert on that task. Return the gaps by "
+        "task, and the name of the task that pays most, as a pair."
+    ),
+    stub="def gaps(merged, own):\n    ...\n",
+    solution=(
+        "def gaps(merged, own):\n"
+        "    found = {task: merged[task] - own[task] for task in merged}\n"
+        "    return found, max(found, key=found.get)\n"
+    ),
+    cases=[
+        # The largest loss, the largest gap and the largest ratio are of different tasks.
+        {"merged": {"a": 2.0, "b": 1.4, "c": 0.3}, "own": {"a": 1.5, "b": 0.4, "c": 0.03}},
+        {"merged": {"a": 0.9, "b": 3.0, "c": 0.2, "d": 0.8}, "own": {"a": 0.1, "b": 2.6, "c": 0.01, "d": 0.3}},
+    ],
+    wrong=[
+        Wrong(
+            lambda merged, own: _gaps({task: own[task] - merged[task] for task in merged}, max),
+            "the sign is turned round: a merged network that loses more than the expert has a gap above zero.",
+        ),
+        Wrong(
+            lambda merged, own: ({task: merged[task] - own[task] for task in merged}, max(merged, key=merged.get)),
+            "the gaps are right, but the task is that of the largest loss. A task can be hard for its expert as well: "
+            "who pays most has the largest *gap*.",
+        ),
+        Wrong(
+            lambda merged, own: _gaps({task: merged[task] / own[task] for task in merged}, max),
+            "these are ratios. The gap is a difference, in nats: $L_j(\\theta^*) - L_j(\\theta_j)$.",
+        ),
+        Wrong(
+            lambda merged, own: _gaps({task: merged[task] - own[task] for task in merged}, min),
+            "the gaps are right, but the task is the one that pays least.",
+        ),
+    ],
+    hints=[
+        "One subtraction per task: which way round is it positive when the merge is worse?",
+        "`max(d, key=d.get)` is the key of the largest value of a dict.",
+        "`found = {task: merged[task] - own[task] for task in merged}`.",
+    ],
+)
+
+
+def _gaps(found: dict[str, float], which: object) -> tuple[dict[str, float], str]:
+    pick = max if which is max else min
+    return found, pick(found, key=lambda task: found[task])
+
+
+PROBLEMS = (VECTORS, AVERAGE, GAP)

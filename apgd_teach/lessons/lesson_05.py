@@ -1,0 +1,189 @@
+"""Exercises of lesson 05: a basis, what several tasks share, and what a projector leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from apgd_teach.lessons.engine import Problem, Wrong, same
+
+__all__ = ["BASIS", "COMPLEMENT", "PROBLEMS", "SHARED"]
+
+
+def _normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _projector(basis: Tensor) -> Tensor:
+    return basis @ basis.mT
+
+
+def _as_good(found: object, expected: object, arguments: Mapping[str, object]) -> bool:
+    """A basis is as good as another of the same subspace, if it is orthonormal."""
+    if not isinstance(found, Tensor) or not isinstance(expected, Tensor) or found.shape != expected.shape:
+        return False
+    found, expected = found.double(), expected.double()
+    eye = torch.eye(found.shape[1], dtype=found.dtype)
+    return same(found.mT @ found, eye) and same(_projector(found), _projector(expected))
+
+
+def _left(matrix: Tensor, count: int) -> Tensor:
+    return torch.linalg.svd(matrix, full_matrices=False).U[:, :count]
+
+
+BASIS = Problem(
+    name="05.1",
+    question=(
+        "Write `output_basis(task_vector, count)`: an orthonormal basis of the first `count` directions of "
+        "the *outputs* that a task vector (out, in) writes into, longest first, as the columns of a matrix "
+        "(out, count)."
+    ),
+    stub="def output_basis(task_vector, count):\n    ...\n",
+    solution=(
+        "import torch\n\n\n"
+        "def output_basis(task_vector, count):\n"
+        "    U, S, Vh = torch.linalg.svd(task_vector, full_matrices=False)\n"
+        "    return U[:, :count]\n"
+    ),
+    # Neither square nor of one shape: U and V cannot be mistaken for each other.
+    cases=[{"task_vector": _normal(5, 3, seed=1), "count": 2}, {"task_vector": _normal(4, 6, seed=2), "count": 3}],
+    equal=_as_good,
+    wrong=[
+        Wrong(
+            lambda task_vector, count: torch.linalg.svd(task_vector, full_matrices=False).Vh[:count].mT,
+            "these are right singular vectors, V: directions of the *inputs*. The outputs' are the left ones, U.",
+        ),
+        Wrong(
+            lambda task_vector, count: torch.linalg.svd(task_vector, full_matrices=False).U[:count],
+            "these are the first rows of U. A singular vector is a *column* of U.",
+        ),
+        Wrong(
+            lambda task_vector, count: torch.linalg.svd(task_vector, full_matrices=False).U[:, -count:],
+            "these are the last directions, the shortest ones. Singular values come longest first.",
+        ),
+        Wrong(
+            lambda task_vector, count: _left(task_vector, count) * torch.linalg.svdvals(task_vector)[:count],
+            "each column is as long as its singular value. In a basis that can be projected with, all have length one.",
+        ),
+        Wrong(
+            lambda task_vector, count: task_vector[:, :count],
+            "these are columns of τ itself: neither orthonormal nor the ones that matter most.",
+        ),
+    ],
+    hints=[
+        "`torch.linalg.svd(τ, full_matrices=False)` gives U, the singular values, and Vᵀ.",
+        "τ x lies in the outputs, and U's columns are the directions that it is made of.",
+        "`U[:, :count]`.",
+    ],
+)
+
+
+SHARED = Problem(
+    name="05.2",
+    question=(
+        "Write `shared_basis(task_vectors, per_task, keep)`: of each τ (out, in) take the first `per_task` "
+        "left singular vectors, put them side by side, and return the first `keep` left singular vectors of "
+        "*that*, shape (out, keep): the directions that many tasks write into come first."
+    ),
+    stub="def shared_basis(task_vectors, per_task, keep):\n    ...\n",
+    solution=(
+        "import torch\n\n\n"
+        "def shared_basis(task_vectors, per_task, keep):\n"
+        "    firsts = [torch.linalg.svd(tau, full_matrices=False).U[:, :per_task] for tau in task_vectors]\n"
+        "    return torch.linalg.svd(torch.cat(firsts, dim=1), full_matrices=False).U[:, :keep]\n"
+    ),
+    cases=[
+        {"task_vectors": _normal(3, 6, 5, seed=3), "per_task": 2, "keep": 3},
+        {"task_vectors": _normal(3, 7, 9, seed=4), "per_task": 3, "keep": 4},
+    ],
+    equal=_as_good,
+    wrong=[
+        Wrong(
+            lambda task_vectors, per_task, keep: torch.cat([_left(one, per_task) for one in task_vectors], dim=1)[
+                :, :keep
+            ],
+            "these are the tasks' vectors side by side, cut off. Vectors of different tasks are not at right "
+            "angles, so this is no orthonormal basis, and the last tasks have no say. One more SVD, of all of "
+            "them together.",
+        ),
+        Wrong(
+            lambda task_vectors, per_task, keep: _left(torch.cat(list(task_vectors), dim=1), keep),
+            "here the task vectors themselves stand side by side: the longest of them decides alone. Take each task's "
+            "singular vectors first, all of length one.",
+        ),
+        Wrong(
+            lambda task_vectors, per_task, keep: _left(task_vectors.sum(dim=0), keep),
+            "the task vectors are added up first: what two tasks want in opposite directions cancels, though both use "
+            "the direction.",
+        ),
+        Wrong(
+            lambda task_vectors, per_task, keep: torch.linalg.svd(
+                torch.cat([_left(one, per_task) for one in task_vectors], dim=1), full_matrices=False
+            ).U[:, -keep:],
+            "these are the last directions, which the fewest tasks share.",
+        ),
+        Wrong(
+            lambda task_vectors, per_task, keep: torch.linalg.qr(
+                torch.cat([_left(one, per_task) for one in task_vectors], dim=1)
+            ).Q[:, :keep],
+            "it is orthonormal, but in the order of the tasks: the first task's directions come first, shared or not. "
+            "An SVD puts those first that many tasks have in common.",
+        ),
+    ],
+    hints=[
+        "Two steps: an SVD for each task, then one of all their vectors together.",
+        "`torch.cat([...], dim=1)` puts columns side by side.",
+        "Of the result, again the first columns of U.",
+    ],
+)
+
+
+COMPLEMENT = Problem(
+    name="05.3",
+    question=(
+        "Write `off_the_shared(gradient, basis)`: what of a gradient (out, in) lies in the orthogonal "
+        "complement of the shared subspace, whose orthonormal basis U (out, k) you are given. Nothing that "
+        "is shared may be left in it."
+    ),
+    stub="def off_the_shared(gradient, basis):\n    ...\n",
+    solution=("def off_the_shared(gradient, basis):\n    return gradient - basis @ (basis.T @ gradient)\n"),
+    # Square, so that P on the wrong side is a wrong answer and not an error.
+    cases=[
+        {"gradient": _normal(5, 5, seed=5), "basis": torch.linalg.qr(_normal(5, 2, seed=6)).Q},
+        {"gradient": _normal(6, 6, seed=7), "basis": torch.linalg.qr(_normal(6, 1, seed=8)).Q},
+    ],
+    wrong=[
+        Wrong(
+            lambda gradient, basis: basis @ (basis.mT @ gradient),
+            "this is the part *inside* the shared subspace: P ∇, projected into it. Asked for is what is left "
+            "when that is taken away: (I − P) ∇, onto the complement.",
+        ),
+        Wrong(
+            lambda gradient, basis: gradient + basis @ (basis.mT @ gradient),
+            "the shared part is added a second time, where it should be taken away.",
+        ),
+        Wrong(
+            lambda gradient, basis: gradient - (gradient @ basis) @ basis.mT,
+            "P stands on the right here, and acts on the inputs. The basis is of the outputs: P belongs on the left.",
+        ),
+        Wrong(
+            lambda gradient, basis: basis.mT @ gradient,
+            "these are the gradient's coordinates in the shared subspace, k of them, and no longer a gradient of this "
+            "layer.",
+        ),
+        Wrong(
+            lambda gradient, basis: gradient - 2 * basis @ (basis.mT @ gradient),
+            "this is a reflection: the shared part is turned round, not removed.",
+        ),
+    ],
+    hints=[
+        "Split the gradient in two: the part in the subspace, P ∇, and the rest.",
+        "P = UUᵀ, and U is (out, k): P acts on the left.",
+        "`gradient - basis @ (basis.T @ gradient)`.",
+    ],
+)
+
+
+PROBLEMS = (BASIS, SHARED, COMPLEMENT)
