@@ -61,18 +61,39 @@ def multiples(frames: Mapping[str, Frame]) -> bytes:
         return next(iter(frames.values())).png
     font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans-Bold.ttf", _CAPTION)
     wide, high = (max(one.size[side] for one in pictures) for side in (0, 1))
+    captions = [_wrapped(caption, font, wide) for caption in frames]
     columns = max(1, min(len(pictures), (WIDEST + _GAP) // (wide + _GAP)))
     rows = -(-len(pictures) // columns)
-    head = 2 * _CAPTION
+    line = round(1.4 * _CAPTION)
+    head = line * max(len(lines) for lines in captions) + _CAPTION // 2
     sheet = Image.new("RGB", (columns * (wide + _GAP) - _GAP, rows * (head + high + _GAP) - _GAP), "white")
     pen = ImageDraw.Draw(sheet)
-    for place, (caption, picture) in enumerate(zip(frames, pictures, strict=True)):
+    for place, (lines, picture) in enumerate(zip(captions, pictures, strict=True)):
         x, y = place % columns * (wide + _GAP), place // columns * (head + high + _GAP)
-        pen.text((x + wide / 2, y + head / 2), caption, fill="black", font=font, anchor="mm")
+        for row, text in enumerate(lines):
+            pen.text((x + wide / 2, y + line * (row + 0.6)), text, fill="black", font=font, anchor="mm")
         sheet.paste(picture, (x + (wide - picture.size[0]) // 2, y + head))
     stream = io.BytesIO()
     sheet.save(stream, "PNG", optimize=True)
     return stream.getvalue()
+
+
+def _wrapped(caption: str, font: ImageFont.FreeTypeFont, wide: int) -> list[str]:
+    """A caption in as many lines as it needs; a word that is too long for one is cut with "…"."""
+    lines = [""]
+    for word in caption.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= wide or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return [line if font.getlength(line) <= wide else _cut(line, font, wide) for line in lines]
+
+
+def _cut(word: str, font: ImageFont.FreeTypeFont, wide: int) -> str:
+    while word and font.getlength(f"{word}…") > wide:
+        word = word[:-1]
+    return f"{word}…"
 
 
 def table(settings: Sequence[Mapping[str, object]], frames: Sequence[Frame], caption: str) -> Table:
@@ -101,5 +122,6 @@ def _short(value: object) -> object:
     """A number with three digits that count; whole ones as they are."""
     if not isinstance(value, float):
         return value
-    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
+    value += 0.0  # −0 is 0
+    text = f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")
     return text.replace("-", "−")

@@ -232,13 +232,20 @@ def draw_estimate(measured: Estimates, *, label: str) -> Drawing:
     order, order_true = (
         math.nan if one is None else spearman(list(one.values()), list(gaps.values())) for one in (free, true)
     )
+    broken = [task for task in gaps if not math.isfinite(gaps[task] + free[task])]
     worst = max(gaps, key=lambda task: gaps[task])
-    place = sum(value > free[worst] for value in free.values()) + 1
-    words = (
-        f"For '{label}' the data-free estimate orders {len(gaps)} tasks by their gap with a rank correlation of "
-        f"{_signed(order)} (1 is the same order). The largest measured gap is that of {measured.titles[worst]}, "
-        f"{_nats(gaps[worst])} nats, {_ordinal(place)} by the estimate"
-    )
+    ahead, level = (sum(value > free[worst] for value in free.values()), list(free.values()).count(free[worst]))
+    words = f"For '{label}' the data-free estimate "
+    if broken:
+        # A network that diverged has no order.
+        words += f"cannot be compared: gap or estimate of {_named(broken, measured.titles)} is no finite number"
+    else:
+        words += (
+            f"orders {len(gaps)} tasks by their gap with a rank correlation of {_signed(order)} (1 is the same order). "
+            f"The largest measured gap is that of {measured.titles[worst]}, {_nats(gaps[worst])} nats, "
+            + (_ordinal(ahead + 1) if level == 1 else f"level with {level - 1} of the others")
+            + " by the estimate"
+        )
     if true is not None:
         words += (
             f"; with the true gradients the correlation is {_signed(order_true)} and that task's estimate "
@@ -406,3 +413,7 @@ def _ordinal(place: int) -> str:
     return {1: "also the largest", 2: "the second largest", 3: "the third largest"}.get(
         place, f"number {place} from the top"
     )
+
+
+def _named(tasks: Sequence[str], titles: Mapping[str, str]) -> str:
+    return ", ".join(titles[task] for task in tasks)

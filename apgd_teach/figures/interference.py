@@ -227,8 +227,11 @@ def _words(measured: Interference, layer: str, measure: str, names: list[str]) -
             f"; two random subspaces of {measured.directions[layer]} directions would overlap by "
             f"{measured.chance[layer]:.0f} %"
         )
-    if len(names) == 2:
-        return f"In {layer}, by {what[measure]} the only pair is {said[0]}{aside}."
+    if ends[0][1] == ends[1][1]:
+        return f"In {layer}, by {what[measure]} the only pair that can be compared is {said[0]}{aside}."
+    level = {_shown(value, how.digits) for value, _ in ends}
+    if len(level) == 1:
+        return f"In {layer}, by {what[measure]} all pairs are equally alike ({level.pop()}{how.unit}){aside}."
     least = ends[:: how.alike][0][0]
     # Where nobody is in conflict, nobody is the most so.
     in_conflict = how.middle is not None and how.alike * (least - how.middle) < 0

@@ -311,7 +311,8 @@ def _number(value: float) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %".replace("-", "−")
+    # What is nearly all is not all.
+    return f"{100 * share:.{1 if 0.99 < share < 1 else 0}f} %".replace("-", "−")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 // store of pictures, so that a slider that moves to a picture which is here already asks nobody.
 
 const PATIENCE = 10000; // ms without an answer after which the reader is told
+const MOST = 600; // pictures that are kept, each some tens of kilobytes
 const SETTLED = 400; // ms after which words are read out: not every step of a drag
 
 function make(tag, attributes = {}, ...children) {
@@ -11,10 +12,9 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-let panels = 0;
-
 function render({ model, el }) {
-  const number = ++panels;
+  // Every panel loads a module of its own: a number counted here would be the same in all of them.
+  const own = `apgd-${Math.random().toString(36).slice(2)}`;
   const controls = model.get("controls");
   const frames = new Map(); // "3,0": { url, words, photo }
   let asked = ""; // the setting that the kernel was asked for and has not answered
@@ -27,14 +27,15 @@ function render({ model, el }) {
   const status = make("span", { class: "apgd-status", role: "status" });
   const reset = make("button", { type: "button", class: "apgd-reset" }, "Reset");
   const inputs = controls.map((control, place) => {
-    const id = `apgd-${number}-${place}`;
+    const id = `${own}-${place}`;
     // JupyterLab takes arrow keys for its own, unless the element itself says otherwise.
     const common = { id, "data-lm-suppress-shortcuts": "true" };
     const input =
       control.kind === "choice"
         ? make("select", common, ...control.labels.map((label) => make("option", {}, label)))
         : make("input", { ...common, type: "range", min: 0, max: control.labels.length - 1, step: 1 });
-    const shown = control.kind === "choice" ? [] : [make("output", { for: id })];
+    // What it stands at is read out as the input's own value.
+    const shown = control.kind === "choice" ? [] : [make("output", { for: id, "aria-hidden": "true" })];
     const row = make("div", { class: "apgd-control" }, make("label", { for: id }, control.name), input, ...shown);
     input.addEventListener("input", () => {
       const chosen = [...model.get("chosen")];
@@ -73,31 +74,57 @@ function render({ model, el }) {
   function put(key) {
     const frame = frames.get(key);
     status.textContent = "";
-    if (picture.dataset.key === key && picture.src === frame.url) return;
+    if (picture.dataset.key === key) return;
     picture.src = frame.url;
     picture.alt = frame.words;
     picture.className = frame.photo ? "apgd-photo" : "";
     picture.dataset.key = key;
-    words.textContent = frame.words;
+    say(frame.words);
+  }
+
+  function say(text) {
+    words.textContent = text;
     clearTimeout(settled);
-    settled = setTimeout(() => (aloud.textContent = frame.words), SETTLED);
+    settled = setTimeout(() => (aloud.textContent = text), SETTLED);
+  }
+
+  function failed(sentence) {
+    // The picture that is still there belongs to another setting.
+    status.textContent = "not drawn";
+    picture.className = "apgd-stale";
+    picture.alt = "";
+    picture.dataset.key = "";
+    say(sentence);
   }
 
   function ask(key) {
     status.textContent = "drawing …";
     if (asked) return; // one at a time: what lies between is not needed any more when the answer comes
     asked = key;
-    model.send({ want: key.split(",").map(Number) });
     clearTimeout(patience);
-    patience = setTimeout(() => {
-      asked = "";
-      status.textContent = "no answer: the kernel is busy with a cell, or not running";
-    }, PATIENCE);
+    patience = setTimeout(unanswered, PATIENCE);
+    try {
+      model.send({ want: key.split(",").map(Number) });
+    } catch {
+      unanswered(); // the kernel that knew this panel is gone
+    }
+  }
+
+  function unanswered() {
+    asked = "";
+    clearTimeout(patience);
+    status.textContent = "no answer: the kernel is busy with a cell, or no longer the one that made this; run the cell";
   }
 
   function keep(frame, bytes) {
     const key = frame.at.join(",");
     if (frames.has(key)) return; // asked for and drawn ahead at the same time: the same picture
+    for (const [oldest, old] of frames) {
+      if (frames.size < MOST) break;
+      if (oldest === picture.dataset.key) continue;
+      URL.revokeObjectURL(old.url);
+      frames.delete(oldest);
+    }
     frames.set(key, { ...frame, url: URL.createObjectURL(new Blob([bytes], { type: "image/png" })) });
   }
 
@@ -116,7 +143,7 @@ function render({ model, el }) {
       if (key === here) put(key);
       else if (!frames.has(here)) ask(here);
     } else if (message.what === "sorry") {
-      if (key === here) status.textContent = message.sentence;
+      if (key === here) failed(message.sentence);
       else if (!frames.has(here)) ask(here);
     }
   }
@@ -131,6 +158,11 @@ function render({ model, el }) {
     model.off("change:chosen", update);
     clearTimeout(patience);
     clearTimeout(settled);
+    try {
+      model.send({ bye: true });
+    } catch {
+      // Nobody is there to be told.
+    }
     frames.forEach((frame) => URL.revokeObjectURL(frame.url));
   };
 }

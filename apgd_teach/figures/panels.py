@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import os
+import sys
+import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import anywidget
 from traitlets import Bytes, Dict, List, Unicode
@@ -23,9 +27,10 @@ from apgd_teach.tables import Table
 __all__ = ["Panel", "Slider", "panel"]
 
 AHEAD = 240
-"""Pictures that are drawn ahead, at most: the nearest to where the sliders stand."""
+"""Pictures of one panel that are drawn ahead, at most: the nearest to where the sliders stand."""
 
 _PAUSE_S = 0.02
+_AFTER_S = 0.25
 _HERE = Path(__file__).parent
 
 
@@ -50,20 +55,27 @@ class Slider:
     labels: tuple[str, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        values = list(self.values)
-        if not self.name.strip():
+        if not isinstance(self.name, str) or not self.name.strip():
             raise FigureError("a slider has no name, and a screen reader would have nothing to say; give it one.")
+        values = [_plain(value, self.name) for value in self.values]
         if len(values) < 2:
             raise FigureError(f"the slider '{self.name}' has {len(values)} values; give it two or more.")
-        labels = tuple(f"{_text(value)}{self.unit}" for value in values)
-        twice = sorted({one for one in labels if labels.count(one) > 1})
+        labels = [f"{_text(value)}{self.unit}" for value in values]
+        if len(set(labels)) < len(labels):
+            labels = [f"{value}{self.unit}".replace("-", "−") for value in values]
+        twice = sorted({label for label, one in zip(labels, values, strict=True) if values.count(one) > 1})
         if twice:
             raise FigureError(
                 f"the slider '{self.name}' has {twice[0]} more than once; each must be told from the others."
             )
         object.__setattr__(self, "values", tuple(values))
-        object.__setattr__(self, "labels", labels)
+        object.__setattr__(self, "labels", tuple(labels))
         _ = self.first  # refuses a start that is none
+
+    @property
+    def chosen_from(self) -> bool:
+        """Whether it is a list to choose from, and no range: its values are texts, or yes and no."""
+        return any(isinstance(value, str | bool) for value in self.values)
 
     @property
     def first(self) -> int:
@@ -76,23 +88,48 @@ class Slider:
         Raises:
             FigureError: it is none of the values.
         """
+        value = _plain(value, self.name)
+        numbers = [one for one in self.values if isinstance(one, int | float)]
+        near = 1e-9 * (max(numbers) - min(numbers)) if numbers else 0.0
         for place, one in enumerate(self.values):
-            near = isinstance(one, float) and isinstance(value, int | float) and abs(one - value) <= 1e-9 * abs(one)
-            if one == value or near:
+            if type(one) is type(value) and one == value:
+                return place
+            if self._number(one) and self._number(value) and abs(one - value) <= near:  # type: ignore[operator]
                 return place
         raise FigureError(f"{_text(value)} is no value of the slider '{self.name}'; it has: {', '.join(self.labels)}.")
 
+    @staticmethod
+    def _number(value: object) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _plain(value: object, name: str) -> object:
+    """A value that can be told from others and written down: a number of Python's own, a text, yes or no."""
+    item = getattr(value, "item", None)
+    if callable(item) and getattr(value, "ndim", None) == 0:
+        value = item()
+    if isinstance(value, float) and not math.isfinite(value):
+        raise FigureError(f"the slider '{name}' has the value {value}, which is no place on it; leave it out.")
+    if not isinstance(value, int | float | str):
+        raise FigureError(
+            f"the slider '{name}' has a {type(value).__name__} among its values; give numbers, or texts that stand for "
+            "what you mean."
+        )
+    return value
+
 
 def _text(value: object) -> str:
-    return f"{value:g}".replace("-", "−") if isinstance(value, int | float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.6g}".replace("-", "−")
+    return str(value).replace("-", "−") if isinstance(value, int) else str(value)
 
 
 class Panel(anywidget.AnyWidget):
     """The widget that `panel` makes.
 
-    The browser keeps every picture that it was sent and moves between them by itself. The kernel draws what is asked
-    for, and, while it has nothing else to do, what lies nearest to where the sliders stand: one picture at a time, so
-    that a question never waits for more than one. It draws nothing ahead where no browser has said that it is there.
+    The browser keeps the pictures that it was sent and moves between them by itself. The kernel draws what is asked
+    for, and, while it has nothing else to do, what lies nearest to where the sliders stand: one picture of all panels
+    at a time, so that a question waits for one at most. It draws nothing ahead where no browser looks on.
     """
 
     _esm = (_HERE / "panels.js").read_text(encoding="utf-8")
@@ -103,18 +140,24 @@ class Panel(anywidget.AnyWidget):
     first = Dict().tag(sync=True)
     picture = Bytes().tag(sync=True)
 
+    _waiting: ClassVar[list[Panel]] = []
+    """Panels with something left to draw ahead, the one that was moved last in front."""
+    _planned: ClassVar[bool] = False
+    _not_before: ClassVar[float] = 0.0
+
     def __init__(
         self,
         draw: Callable[..., Drawing],
         title: str,
         sliders: Mapping[str, Slider],
         static: Sequence[Mapping[str, object]],
+        ahead: int,
     ) -> None:
-        self._draw, self._sliders = draw, dict(sliders)
+        self._draw, self._sliders, self._ahead = draw, dict(sliders), ahead
         self._frames: dict[tuple[int, ...], Frame] = {}
         self._sent: set[tuple[int, ...]] = set()
         self._failed: set[tuple[int, ...]] = set()
-        self._planned = False
+        self._views = 0
         self._title = title
         start = tuple(one.first for one in self._sliders.values())
         self._static = [self._places(setting) for setting in static] or [start]
@@ -131,7 +174,7 @@ class Panel(anywidget.AnyWidget):
                     "name": one.name,
                     "labels": list(one.labels),
                     "start": one.first,
-                    "kind": "choice" if any(isinstance(value, str) for value in one.values) else "range",
+                    "kind": "choice" if one.chosen_from else "range",
                 }
                 for one in self._sliders.values()
             ],
@@ -212,11 +255,12 @@ class Panel(anywidget.AnyWidget):
         if places not in self._frames:
             values = {key: one.values[place] for (key, one), place in zip(self._sliders.items(), places, strict=True)}
             try:
-                drawing = self._draw(**values)
+                with _nothing_left_open():
+                    drawing = self._draw(**values)
                 if not isinstance(drawing, Drawing):
                     raise TypeError(f"it returned {type(drawing).__name__}, where a Drawing with its words is needed")
                 self._frames[places] = frame(drawing)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 name = getattr(self._draw, "__name__", type(self._draw).__name__)
                 reason = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0].rstrip(".: ")
                 raise FigureError(
@@ -230,11 +274,20 @@ class Panel(anywidget.AnyWidget):
     def _hear(self, _: object, message: Mapping[str, Any], __: object) -> None:
         if message.get("hello"):
             # A page that was loaded again has lost what it was sent.
+            self._views += 1
             self._sent.clear()
             for places in list(self._frames):
                 self._answer(places)
+        elif message.get("bye"):
+            self._views = max(0, self._views - 1)
+            if not self._views:
+                # Nobody looks at it any more: the cell was run again, or its output cleared.
+                kept = {tuple(one.first for one in self._sliders.values()), *self._static}
+                self._frames = {places: one for places, one in self._frames.items() if places in kept}
         elif "want" in message:
             self._answer(tuple(message["want"]))
+            # Whoever asks may be asking again in a moment, and must not find the kernel drawing something else.
+            Panel._not_before = time.monotonic() + _AFTER_S
         self._plan()
 
     def _moved(self, _: object) -> None:
@@ -251,22 +304,39 @@ class Panel(anywidget.AnyWidget):
         self.send({"what": "picture", "at": list(places), "words": one.words, "photo": one.photo}, [one.png])
 
     def _plan(self) -> None:
-        """Draw the next picture ahead when the kernel has answered everything else."""
+        """Draw the next picture ahead when the kernel has answered everything else: one of all panels at a time."""
         try:
-            loop = asyncio.get_running_loop()
+            asyncio.get_running_loop()
         except RuntimeError:
             return
-        if self._sent and not self._planned:
-            self._planned = True
-            loop.call_later(_PAUSE_S, self._draw_ahead)
+        Panel._waiting = [self, *(one for one in Panel._waiting if one is not self)]
+        Panel._next_turn()
 
-    def _draw_ahead(self) -> None:
-        self._planned = False
-        counts = [len(one.values) for one in self._sliders.values()]
-        near = itertools.islice(_by_distance(tuple(self.chosen), counts), AHEAD)
-        places = next((one for one in near if one not in self._sent and one not in self._failed), None)
-        if places is None or self.comm is None:
+    @staticmethod
+    def _next_turn() -> None:
+        if Panel._waiting and not Panel._planned:
+            Panel._planned = True
+            asyncio.get_running_loop().call_later(_PAUSE_S, Panel._turn)
+
+    @staticmethod
+    def _turn() -> None:
+        Panel._planned = False
+        if time.monotonic() < Panel._not_before:
+            Panel._next_turn()
             return
+        while Panel._waiting and not Panel._waiting[0]._draw_ahead():
+            Panel._waiting.pop(0)
+        Panel._next_turn()
+
+    def _draw_ahead(self) -> bool:
+        """Draw the nearest picture that is missing, and send it. False where none is."""
+        if not self._views or self.comm is None:
+            return False
+        counts = [len(one.values) for one in self._sliders.values()]
+        near = itertools.islice(_by_distance(tuple(self.chosen), counts), self._ahead)
+        places = next((one for one in near if one not in self._sent and one not in self._failed), None)
+        if places is None:
+            return False
         try:
             self._frame(places)
         except FigureError:
@@ -274,7 +344,21 @@ class Panel(anywidget.AnyWidget):
             self._failed.add(places)
         else:
             self._answer(places)
-        self._plan()
+        return True
+
+
+@contextmanager
+def _nothing_left_open() -> Iterator[None]:
+    """Close what a drawing function opens in pyplot: it would be shown under whatever cell is run next."""
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    before = set(pyplot.get_fignums()) if pyplot else set()
+    try:
+        yield
+    finally:
+        pyplot = sys.modules.get("matplotlib.pyplot")
+        if pyplot:
+            for number in set(pyplot.get_fignums()) - before:
+                pyplot.close(number)
 
 
 def _ends(start: tuple[int, ...], counts: Sequence[int]) -> Iterator[tuple[int, ...]]:
@@ -284,10 +368,20 @@ def _ends(start: tuple[int, ...], counts: Sequence[int]) -> Iterator[tuple[int, 
             yield (*start[:slider], place, *start[slider + 1 :])
 
 
-def _by_distance(centre: tuple[int, ...], counts: Sequence[int]) -> list[tuple[int, ...]]:
-    """Every setting, the fewest steps away first."""
-    every = itertools.product(*map(range, counts))
-    return sorted(every, key=lambda one: (sum(abs(a - b) for a, b in zip(one, centre, strict=True)), one))
+def _by_distance(centre: tuple[int, ...], counts: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Every setting, the fewest steps away first; found step by step, since all of them may be a million."""
+    ring, seen = [centre], {centre}
+    while ring:
+        yield from ring
+        beyond = []
+        for one in ring:
+            for slider, count in enumerate(counts):
+                for place in (one[slider] - 1, one[slider] + 1):
+                    other = (*one[:slider], place, *one[slider + 1 :])
+                    if 0 <= place < count and other not in seen:
+                        seen.add(other)
+                        beyond.append(other)
+        ring = beyond
 
 
 def panel(
@@ -295,6 +389,7 @@ def panel(
     *,
     title: str,
     static: Sequence[Mapping[str, object]] = (),
+    ahead: int = AHEAD,
     **sliders: Slider,
 ) -> Panel:
     """A figure whose parameters a reader can move.
@@ -309,6 +404,8 @@ def panel(
         title: what the figure is about, a few words.
         static: settings shown where nothing can be moved, by parameter, two to four of them; a slider that one does
             not name stands where it starts. The start alone when empty.
+        ahead: how many pictures are drawn before anybody asks, at most. 0 for a function that evaluates networks after
+            all: then a picture costs what its drawing costs, and is asked for by a reader.
         sliders: by the parameter's name.
 
     Returns:
@@ -341,4 +438,4 @@ def panel(
     for key, one in sliders.items():
         if not isinstance(one, Slider):
             raise FigureError(f"'{key}' is no Slider; write {key}=Slider('its name', [its values]).")
-    return Panel(draw, title, sliders, static)
+    return Panel(draw, title, sliders, static, ahead)

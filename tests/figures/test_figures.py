@@ -15,13 +15,15 @@ from drawn import BASE, DRAWN, NAMES, TITLES, comparison, path, vectors
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
+from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 from PIL import Image
 
 import apgd_teach
+from apgd_teach.course.profiles import VISIT
+from apgd_teach.errors import FigureError
 from apgd_teach.figures import (
     cosine_matrix,
     draw_comparison,
@@ -30,8 +32,10 @@ from apgd_teach.figures import (
     draw_planes,
     draw_spectra,
     layer_norms,
+    show,
     spectra,
 )
+from apgd_teach.figures.lint import look_over
 from apgd_teach.figures.style import COLORS, png
 from apgd_teach.landscape import Plane
 
@@ -282,6 +286,77 @@ def test_in_the_dark_they_are_told_apart_as_well_and_stand_out(deficiency: str) 
     package = File(apgd_teach.__file__).parent
     for rules in ("figures/panels.css", "course/templates/apgd/index.html.j2"):
         assert "filter: invert(1) hue-rotate(180deg);" in (package / rules).read_text(encoding="utf-8")
+
+
+# The lint
+
+
+def plain() -> tuple[Figure, Axes]:
+    drawn = Figure(figsize=(3, 2))
+    axes = drawn.subplots()
+    axes.plot([0, 1], color=COLORS[0])
+    return drawn, axes
+
+
+def ticks(drawn: Figure, axes: Axes) -> None:
+    axes.tick_params(labelsize=4)
+
+
+def arrow(drawn: Figure, axes: Axes) -> None:
+    axes.annotate("here", (0.5, 0.5), (0.1, 0.9), arrowprops={"color": "#FF0000"})
+
+
+BROKEN = {
+    "ticks of 4 points": (ticks, "is written in 4 points; take 8 or more."),
+    "a red line": (lambda drawn, axes: axes.plot([1, 0], color="red"), "#ff0000 is no colour of the course"),
+    "red marks": (lambda drawn, axes: axes.scatter([0], [1], color="red"), "#ff0000 is no colour"),
+    "red halves": (
+        lambda drawn, axes: axes.plot(
+            [1], "o", color=COLORS[1], fillstyle="left", markerfacecoloralt="red", markeredgecolor=COLORS[1]
+        ),
+        "#ff0000 is no colour",
+    ),
+    "red gaps": (lambda drawn, axes: axes.plot([1, 0], "--", color=COLORS[1], gapcolor="red"), "#ff0000 is no colour"),
+    "a red text": (lambda drawn, axes: axes.text(0.5, 0.5, "x", color="red"), "#ff0000 is no colour"),
+    "a red box": (lambda drawn, axes: axes.text(0.5, 0.5, "x", bbox={"facecolor": "red"}), "#ff0000 is no colour"),
+    "a red arrow": (arrow, "#ff0000 is no colour"),
+    "a red bar": (lambda drawn, axes: axes.bar([0], [1], color="red"), "#ff0000 is no colour"),
+    "red contours": (lambda drawn, axes: axes.contour(np.eye(4), colors="red"), "#ff0000 is no colour"),
+    "jet": (lambda drawn, axes: axes.imshow(np.eye(4), cmap="jet"), "'jet' is no colour map of the course"),
+    "jet, not on axes": (lambda drawn, axes: drawn.figimage(np.eye(4), cmap="jet"), "'jet' is no colour map"),
+    "jet areas": (lambda drawn, axes: axes.contourf(np.eye(4), cmap="jet"), "'jet' is no colour map"),
+    "own colours as a map": (
+        lambda drawn, axes: axes.imshow(np.eye(4), cmap=ListedColormap(["red", "black"])),
+        "#ff0000 is no colour",
+    ),
+    "another's name": (
+        lambda drawn, axes: axes.imshow(np.eye(4), cmap=ListedColormap(["red", "lime"], name="viridis")),
+        "'viridis' is no colour map",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", list(BROKEN))
+def test_what_the_look_forbids_is_found(what: str) -> None:
+    drawn, axes = plain()
+    assert look_over(drawn) == []
+    change, sentence = BROKEN[what]
+    change(drawn, axes)
+    (found,) = look_over(drawn)
+    assert sentence in found
+
+
+def test_the_figures_of_the_course_pass(draw) -> None:
+    assert look_over(draw()) == []
+
+
+def test_what_is_shown_is_looked_over_where_the_runner_looks_on(monkeypatch) -> None:
+    drawn, axes = plain()
+    axes.plot([1, 0], color="red")
+    show(drawn, "Two lines.")
+    monkeypatch.setenv(VISIT, "1")
+    with pytest.raises(FigureError, match="#ff0000 is no colour"):
+        show(drawn, "Two lines.")
 
 
 # What is drawn is what was measured

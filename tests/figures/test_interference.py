@@ -144,7 +144,9 @@ def test_nobody_is_called_in_conflict_where_nobody_is() -> None:
 
 def test_two_tasks_are_one_pair() -> None:
     words = draw_interference(pairwise_interference(vectors(2)), layer="conv.weight").words
-    assert words.startswith("In conv.weight, by cosine the only pair is digits-upright and digits-rotated45 (")
+    assert words.startswith(
+        "In conv.weight, by cosine the only pair that can be compared is digits-upright and digits-rotated45 ("
+    )
 
 
 def test_colours_mean_the_same_in_every_layer() -> None:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import doctest
 import io
+import itertools
+import sys
+import time
 from collections.abc import Callable
 
+import numpy as np
 import pytest
+import torch
+from matplotlib import pyplot
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -45,8 +52,8 @@ def make(draw: Callable[..., Drawing] = power, **settings: object) -> Panel:
 def test_the_picture_of_the_static_face_is_the_settings_side_by_side() -> None:
     made = make()
     with Image.open(io.BytesIO(made.static())) as picture:
-        assert picture.size == (2 * 300 + 10, 200 + 30)
-        left, right = (picture.crop((x, 30, x + 300, 230)).convert("RGB") for x in (0, 310))
+        assert picture.size == (2 * 300 + 10, 200 + 28)
+        left, right = (picture.crop((x, 28, x + 300, 228)).convert("RGB") for x in (0, 310))
     for one, x in ((left, 1), (right, 5)):
         with Image.open(io.BytesIO(frame(power(x)).png)) as alone:
             assert one.tobytes() == alone.convert("RGB").tobytes()
@@ -56,7 +63,7 @@ def test_the_picture_of_the_static_face_is_the_settings_side_by_side() -> None:
 def test_a_picture_that_would_be_too_wide_goes_below() -> None:
     wide = frame(power(1))
     sheet = Image.open(io.BytesIO(multiples({str(x): wide for x in range(6)})))
-    assert sheet.size == (4 * 310 - 10, 2 * 240 - 10)
+    assert sheet.size == (4 * 310 - 10, 2 * 238 - 10)
     assert sheet.size[0] <= WIDEST
     assert multiples({"": wide}) == wide.png
 
@@ -68,9 +75,33 @@ def test_the_text_of_it_is_a_table_with_a_row_per_setting() -> None:
     assert repr(make()) == str(table)
 
 
+def test_captions_are_written_in_as_many_lines_as_they_need() -> None:
+    small = frame(power(1))
+    plain, long = (
+        Image.open(io.BytesIO(multiples({caption: small, f"{caption} 2": small}))).convert("L")
+        for caption in ("x 1", "merging coefficient of the second layer 0.25, kind of line " + "W" * 60)
+    )
+    assert plain.size == (610, 200 + 28)
+    assert long.size[0] == 610
+    assert long.size[1] > 200 + 2 * 28
+    for sheet, head in ((plain, 28), (long, long.size[1] - 200)):
+        ink = np.asarray(sheet)[:head] < 128
+        assert ink[:, :300].any()
+        assert ink[:, 310:].any()
+        assert not ink[:, 300:310].any(), "no caption reaches into the next one's room"
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(81.234, "81.2"), (-0.0012345, "−0.00123"), (3, "3"), (1234.5, "1,234"), (100.0, "100"), (0.5, "0.500")],
+    [
+        (81.234, "81.2"),
+        (-0.0012345, "−0.00123"),
+        (3, "3"),
+        (1234.5, "1,234"),
+        (999.9, "1,000"),
+        (100.0, "100"),
+        (-0.0, "0.00"),
+    ],
 )
 def test_numbers_have_three_digits_that_count(value: float, text: str) -> None:
     one = Frame(b"", "Words.", {"number": value}, False)
@@ -247,6 +278,56 @@ def test_the_example_of_the_docstring_works() -> None:
     assert doctest.testmod(module).failed == 0
 
 
+@pytest.mark.parametrize("given", [np.float64(0.5), np.float32(0.5), torch.tensor(0.5), 0.5])
+def test_numbers_of_every_library_are_numbers(given: object) -> None:
+    one = Slider("x", [0, given, 1], start=given)
+    assert one.labels == ("0", "0.5", "1")
+    assert one.place(0.5) == one.first == 1
+    assert not one.chosen_from
+
+
+def test_what_rounding_leaves_of_zero_is_found_as_zero() -> None:
+    assert Slider("x", np.arange(-1, 1.05, 0.1), start=0).first == 10
+    assert Slider("x", [1_000_000, 1_000_001]).labels == ("1000000", "1000001")
+    assert Slider("x", [0.1234567, 0.1234568]).labels == ("0.1234567", "0.1234568")
+
+
+def test_yes_and_no_are_chosen_from_a_list() -> None:
+    one = Slider("trimmed", [False, True])
+    assert one.chosen_from
+    assert one.labels == ("False", "True")
+    assert one.place(True) == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), np.zeros(2), None])
+def test_values_that_are_no_place_on_a_slider_are_refused(value: object) -> None:
+    with pytest.raises(FigureError, match="the slider 'x' has "):
+        Slider("x", [value, 1.0])
+
+
+def test_a_function_that_ends_the_program_does_not_end_the_kernel() -> None:
+    def ending(x: int, kind: str) -> Drawing:
+        if x == 3:
+            sys.exit("bye")
+        return power(x, kind)
+
+    with pytest.raises(FigureError, match=r"cannot be drawn at number x 3 m, kind of line plain \(SystemExit: bye\)"):
+        make(ending).move(x=3)
+
+
+def test_what_is_opened_in_pyplot_is_closed_and_no_more() -> None:
+    own = pyplot.figure()
+
+    def careless(x: int, kind: str) -> Drawing:
+        drawn, axes = pyplot.subplots()
+        axes.plot([0, x])
+        return Drawing(drawn, "A line.")
+
+    make(careless)
+    assert pyplot.get_fignums() == [own.number]
+    pyplot.close(own)
+
+
 # Talking to a browser
 
 
@@ -265,6 +346,83 @@ def test_a_browser_that_says_hello_is_given_what_is_drawn(monkeypatch) -> None:
         assert content["what"] == "picture"
         assert content["words"] == power(content["at"][0] + 1).words
         assert picture == frame(power(content["at"][0] + 1)).png
+
+
+def test_a_page_that_is_loaded_again_is_given_everything_again(monkeypatch) -> None:
+    made = make(static=[])
+    sent = listened(made, monkeypatch)
+    made._hear(None, {"hello": True}, [])
+    made._hear(None, {"want": [4, 0]}, [])
+    del sent[:]
+    made._hear(None, {"hello": True}, [])
+    assert [content["at"] for content, _ in sent] == [[1, 0], [4, 0]]
+
+
+def test_when_nobody_looks_on_any_more_pictures_are_forgotten_and_none_is_drawn_ahead(monkeypatch) -> None:
+    made = make()
+    sent = listened(made, monkeypatch)
+
+    async def listen() -> None:
+        made._hear(None, {"hello": True}, [])
+        made._hear(None, {"want": [3, 1]}, [])
+        made._hear(None, {"bye": True}, [])
+        del sent[:]
+        await asyncio.sleep(0.5)
+
+    asyncio.run(listen())
+    assert sent == []
+    assert set(made._frames) == {(1, 0), (0, 0), (4, 0)}
+
+
+def test_panels_take_turns_and_the_one_that_was_moved_last_comes_first(monkeypatch) -> None:
+    one, other = make(static=[]), make(static=[])
+    turns: list[str] = []
+    for name, made in (("one", one), ("other", other)):
+        monkeypatch.setattr(made, "send", lambda content, buffers=None, name=name: turns.append(name))
+
+    async def listen() -> None:
+        one._hear(None, {"hello": True}, [])
+        other._hear(None, {"hello": True}, [])
+        one._moved(None)
+        del turns[:]
+        await asyncio.sleep(3)
+
+    asyncio.run(listen())
+    assert turns == ["one"] * 9 + ["other"] * 9
+
+
+def test_after_a_move_what_lies_next_to_it_is_drawn_first(monkeypatch) -> None:
+    made = panel(power, title="Many", ahead=3, x=Slider("x", range(50)))
+    sent = listened(made, monkeypatch)
+
+    async def listen() -> None:
+        made._hear(None, {"hello": True}, [])
+        await asyncio.sleep(1)
+        made.chosen = [40]
+        await asyncio.sleep(1)
+
+    asyncio.run(listen())
+    assert [content["at"] for content, _ in sent] == [[0], [1], [2], [40], [39], [41]]
+
+
+def test_the_nearest_of_a_million_settings_are_found_without_listing_them() -> None:
+    begun = time.perf_counter()
+    near = list(itertools.islice(module._by_distance((50, 50, 50), [100, 100, 100]), 240))
+    assert time.perf_counter() - begun < 0.1
+    steps = [sum(abs(a - 50) for a in one) for one in near]
+    assert steps == sorted(steps)
+    assert len(set(near)) == 240
+    assert sorted(module._by_distance((1, 0), [3, 2])) == list(itertools.product(range(3), range(2)))
+
+
+def test_pictures_of_images_are_marked_for_page_and_browser(monkeypatch) -> None:
+    made = make(lambda x, kind: dataclasses.replace(power(x, kind), photo=True))
+    sent = listened(made, monkeypatch)
+    made._hear(None, {"want": [3, 0]}, [])
+    assert sent[0][0]["photo"] is True
+    assert made.first["photo"] is True
+    assert made._repr_mimebundle_()[1]["image/png"]["photo"] is True
+    assert "photo" not in make()._repr_mimebundle_()[1]["image/png"]
 
 
 def test_a_question_is_answered_with_a_picture_or_a_sentence(monkeypatch) -> None:
@@ -299,8 +457,7 @@ def test_the_nearest_settings_are_drawn_ahead_once_each_and_those_that_fail_are_
 def test_nothing_is_drawn_ahead_without_a_browser_or_beyond_the_limit(
     monkeypatch, message: dict, pictures: int
 ) -> None:
-    monkeypatch.setattr(module, "AHEAD", 6)
-    made = panel(power, title="Many", x=Slider("x", range(50)))
+    made = panel(power, title="Many", ahead=6, x=Slider("x", range(50)))
     sent = listened(made, monkeypatch)
 
     async def listen() -> None:
