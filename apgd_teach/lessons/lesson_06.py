@@ -1,0 +1,137 @@
+"""Exercises of lesson 06: what descent makes small, and a step of it that leaves the shared subspace alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from apgd_teach.lessons.engine import Problem, Wrong
+
+__all__ = ["GRADIENT", "PROBLEMS", "STEP"]
+
+
+def _normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _rows(task_vectors: Tensor, update: Tensor) -> Tensor:
+    """The residual's diagonals, shape (task, out, 1)."""
+    return (task_vectors * (update - task_vectors)).sum(dim=2, keepdim=True)
+
+
+GRADIENT = Problem(
+    name="06.1",
+    question=(
+        "Write `row_gradient(task_vectors, update)`: the gradient in M of $\\frac12 \\sum_j \\lVert\\operatorname{diag}"
+        " R_j\\rVert^2$, where $(\\operatorname{diag} R_j)_o = \\langle\\tau_{jo}, M_o - \\tau_{jo}\\rangle$ "
+        "for output unit o. `task_vectors` is (task, out, in), M is (out, in); return (out, in)."
+    ),
+    stub="def row_gradient(task_vectors, update):\n    ...\n",
+    solution=(
+        "def row_gradient(task_vectors, update):\n"
+        "    residual = (task_vectors * (update - task_vectors)).sum(dim=2, keepdim=True)\n"
+        "    return (residual * task_vectors).sum(dim=0)\n"
+    ),
+    cases=[
+        {"task_vectors": _normal(3, 2, 4, seed=1), "update": _normal(2, 4, seed=2)},
+        {"task_vectors": _normal(4, 5, 3, seed=3), "update": _normal(5, 3, seed=4)},
+    ],
+    wrong=[
+        Wrong(
+            lambda task_vectors, update: (_rows(task_vectors, update).sum(dim=1, keepdim=True) * task_vectors).sum(
+                dim=0
+            ),
+            "one number per task is used for the whole layer: that is the gradient of (tr R)², granularity `layer`. "
+            "`row` has a number per output unit.",
+        ),
+        Wrong(
+            lambda task_vectors, update: ((update - task_vectors) @ task_vectors.mT @ task_vectors).sum(dim=0),
+            "the whole residual is used, R τ: that is granularity `full`. `row` keeps the diagonal of R only.",
+        ),
+        Wrong(
+            lambda task_vectors, update: -(_rows(task_vectors, update) * task_vectors).sum(dim=0),
+            "the sign is turned round: a step against this gradient would make the residuals larger.",
+        ),
+        Wrong(
+            lambda task_vectors, update: (_rows(task_vectors, update) * (update - task_vectors)).sum(dim=0),
+            "each residual must multiply what M is multiplied by in it: τ, not M − τ.",
+        ),
+        Wrong(
+            lambda task_vectors, update: (_rows(task_vectors, update) * task_vectors).mean(dim=0),
+            "a mean over the tasks where a sum is asked for.",
+        ),
+        Wrong(
+            lambda task_vectors, update: _rows(task_vectors, update).squeeze(2),
+            "these are the residuals themselves, (task, out). The gradient has the shape of M.",
+        ),
+    ],
+    hints=[
+        "First the residuals, (task, out): add τ times M − τ up over the inputs.",
+        "The derivative of ½ r² is r times the derivative of r; and r depends on row o of M through τ's row o.",
+        "`residual = (τ * (M − τ)).sum(dim=2, keepdim=True)`, then `(residual * τ).sum(dim=0)`.",
+    ],
+)
+
+
+def _inside(basis: Tensor, matrix: Tensor) -> Tensor:
+    return basis @ (basis.mT @ matrix)
+
+
+STEP = Problem(
+    name="06.2",
+    question=(
+        "Write `projected_step(update, gradient, basis, rate)`: one step of descent, M − α·(the gradient "
+        "without its part in the shared subspace). U (out, k) is an orthonormal basis of that subspace. M's "
+        "own part in the subspace must stay what it is."
+    ),
+    stub="def projected_step(update, gradient, basis, rate):\n    ...\n",
+    solution=(
+        "def projected_step(update, gradient, basis, rate):\n"
+        "    free = gradient - basis @ (basis.T @ gradient)\n"
+        "    return update - rate * free\n"
+    ),
+    cases=[
+        {
+            "update": _normal(size, size, seed=size),
+            "gradient": _normal(size, size, seed=size + 1),
+            "basis": torch.linalg.qr(_normal(size, 2, seed=size + 2)).Q,
+            "rate": rate,
+        }
+        for size, rate in ((5, 0.3), (6, 0.05))
+    ],
+    wrong=[
+        Wrong(
+            lambda update, gradient, basis, rate: update - rate * gradient,
+            "the gradient goes in whole: this step moves what the tasks share.",
+        ),
+        Wrong(
+            lambda update, gradient, basis, rate: update - rate * _inside(basis, gradient),
+            "this moves *only* what the tasks share: the gradient was projected into the subspace and not off it.",
+        ),
+        Wrong(
+            lambda update, gradient, basis, rate: update + rate * (gradient - _inside(basis, gradient)),
+            "this climbs: descent goes against the gradient.",
+        ),
+        Wrong(
+            lambda update, gradient, basis, rate: update - rate * gradient - _inside(basis, update - rate * gradient),
+            "here the new M itself is projected: its part in the shared subspace becomes zero, where it should "
+            "stay what it was. Project the gradient, not M.",
+        ),
+        Wrong(
+            lambda update, gradient, basis, rate: update - (gradient - _inside(basis, gradient)),
+            "the rate is not used.",
+        ),
+        Wrong(
+            lambda update, gradient, basis, rate: update - rate * (gradient - (gradient @ basis) @ basis.mT),
+            "P stands on the right here, and acts on the inputs. The basis is of the outputs: P belongs on the left.",
+        ),
+    ],
+    hints=[
+        "Two lines: what of the gradient is free, and a step against it.",
+        "Exercise 05.3 was the first line.",
+        "`update - rate * (gradient - basis @ (basis.T @ gradient))`.",
+    ],
+)
+
+
+PROBLEMS = (GRADIENT, STEP)
