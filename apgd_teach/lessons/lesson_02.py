@@ -71,7 +71,8 @@ AVERAGE = Problem(
     name="02.2",
     question=(
         "Write `average(base, experts)`: the base plus the mean task vector, "
-        "$\\theta_0 + \\frac{1}{T}\\sum_i \\tau_i$, as a state dict. `experts` are state dicts by name."
+        "$\\theta_0 + \\frac{1}{T}\\sum_i \\tau_i$, as a state dict. "
+        "`experts` is a dict of state dicts, by task. None of what it is given may change."
     ),
     stub="def average(base, experts):\n    ...\n",
     solution=(
@@ -131,8 +132,9 @@ GAP = Problem(
     name="02.3",
     question=(
         "Write `gaps(merged, own)`: how much each task loses by the merged network, in nats. `merged` holds the merged "
-        "network's losses, one per task; `own` the loss of each task's own expert on that task. Return the gaps by "
-        "task, and the name of the task that pays most, as a pair."
+        "network's losses by task, a dict; `own`, another, the loss of each task's own expert on that task. Return a "
+        "dict of the gaps by task (below zero where the merged network is better), and the name of the task that pays "
+        "most, as a pair."
     ),
     stub="def gaps(merged, own):\n    ...\n",
     solution=(
@@ -143,7 +145,8 @@ GAP = Problem(
     cases=[
         # The largest loss, the largest gap and the largest ratio are of different tasks.
         {"merged": {"a": 2.0, "b": 1.4, "c": 0.3}, "own": {"a": 1.5, "b": 0.4, "c": 0.03}},
-        {"merged": {"a": 0.9, "b": 3.0, "c": 0.2, "d": 0.8}, "own": {"a": 0.1, "b": 2.6, "c": 0.01, "d": 0.3}},
+        # One of them is better off with the merged network.
+        {"merged": {"a": 0.9, "b": 3.0, "c": 0.2, "d": 0.8}, "own": {"a": 0.1, "b": 2.6, "c": 0.01, "d": 1.1}},
     ],
     wrong=[
         Wrong(

@@ -34,6 +34,8 @@ ESTIMATE = Problem(
     cases=[
         {"task_vectors": _normal(3, 2, 4, seed=1), "update": _normal(2, 4, seed=2)},
         {"task_vectors": _normal(4, 3, 2, seed=3), "update": _normal(3, 2, seed=4)},
+        # M went further along the first task's vector than its expert did: that estimate is below zero.
+        {"task_vectors": _normal(2, 2, 3, seed=5), "update": 2 * _normal(2, 2, 3, seed=5)[0]},
     ],
     wrong=[
         Wrong(

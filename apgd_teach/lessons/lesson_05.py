@@ -37,8 +37,8 @@ BASIS = Problem(
     name="05.1",
     question=(
         "Write `output_basis(task_vector, count)`: an orthonormal basis of the first `count` directions of "
-        "the *outputs* that a task vector (out, in) writes into, longest first, as the columns of a matrix "
-        "(out, count)."
+        "the *outputs* that a task vector (out, in) writes into, its left singular vectors of the largest singular "
+        "values, as the columns of a matrix (out, count). Any orthonormal basis of the same subspace will do."
     ),
     stub="def output_basis(task_vector, count):\n    ...\n",
     solution=(
