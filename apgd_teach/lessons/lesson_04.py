@@ -7,7 +7,7 @@ from torch import Tensor
 
 from apgd_teach.lessons.engine import Problem, Wrong
 
-__all__ = ["ESTIMATE", "PROBLEMS"]
+__all__ = ["ESTIMATE", "PROBLEMS", "SURROGATE"]
 
 
 def _normal(*shape: int, seed: int) -> Tensor:
@@ -74,4 +74,51 @@ ESTIMATE = Problem(
 )
 
 
-PROBLEMS = (ESTIMATE,)
+SURROGATE = Problem(
+    name="04.2",
+    question=(
+        "Write `row_surrogate(task_vector, update)`: $\\lVert\\operatorname{diag} R\\rVert^2$ of one task, with "
+        "$R = (M - \\tau)\\tau^\\top$. Both are (out, in); return one number."
+    ),
+    stub="def row_surrogate(task_vector, update):\n    ...\n",
+    solution=(
+        "def row_surrogate(task_vector, update):\n"
+        "    return float(((update - task_vector) * task_vector).sum(dim=1).square().sum())\n"
+    ),
+    cases=[
+        {"task_vector": _normal(3, 3, seed=6), "update": _normal(3, 3, seed=7)},
+        {"task_vector": _normal(4, 4, seed=8), "update": _normal(4, 4, seed=9)},
+    ],
+    wrong=[
+        Wrong(
+            lambda task_vector, update: float(((update - task_vector) * task_vector).sum().square()),
+            "this is (tr R)², one number for the whole layer, where rows may cancel each other. Square every row's "
+            "number first, then add up.",
+        ),
+        Wrong(
+            lambda task_vector, update: float(((update - task_vector) @ task_vector.mT).square().sum()),
+            "this is ‖R‖², all of the residual. Asked for is its diagonal.",
+        ),
+        Wrong(
+            lambda task_vector, update: float(((update - task_vector) * task_vector).square().sum()),
+            "every entry is squared before it is added up: a row's number is the *sum* of the products, and may cancel "
+            "within the row.",
+        ),
+        Wrong(
+            lambda task_vector, update: float(((update - task_vector) * task_vector).sum(dim=0).square().sum()),
+            "this adds up over the outputs: (M − τ)ᵀτ instead of (M − τ)τᵀ. A row belongs to an output unit.",
+        ),
+        Wrong(
+            lambda task_vector, update: float(((update - task_vector) * task_vector).sum(dim=1).norm()),
+            "this is the length of the diagonal; its square is asked for.",
+        ),
+    ],
+    hints=[
+        "The diagonal of A Bᵀ holds the row-wise inner products of A and B.",
+        "`((M − τ) * τ).sum(dim=1)` is the diagonal.",
+        "Square it, add it up.",
+    ],
+)
+
+
+PROBLEMS = (ESTIMATE, SURROGATE)

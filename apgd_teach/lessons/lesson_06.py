@@ -7,7 +7,7 @@ from torch import Tensor
 
 from apgd_teach.lessons.engine import Problem, Wrong
 
-__all__ = ["GRADIENT", "PROBLEMS", "STEP"]
+__all__ = ["GRADIENT", "LEAK", "PROBLEMS", "STEP"]
 
 
 def _normal(*shape: int, seed: int) -> Tensor:
@@ -134,4 +134,56 @@ STEP = Problem(
 )
 
 
-PROBLEMS = (GRADIENT, STEP)
+LEAK = Problem(
+    name="06.3",
+    question=(
+        "Write `leak(update, start, basis)`: how much of what was to stay has moved, "
+        "$\\lVert P(M - S)\\rVert / \\lVert PS\\rVert$ with $P = UU^\\top$. `basis` is the orthonormal U "
+        "(out, k); return one number."
+    ),
+    stub="def leak(update, start, basis):\n    ...\n",
+    solution=(
+        "def leak(update, start, basis):\n"
+        "    return float((basis.T @ (update - start)).norm() / (basis.T @ start).norm())\n"
+    ),
+    cases=[
+        {
+            "update": _normal(size, 4, seed=size),
+            "start": _normal(size, 4, seed=size + 1),
+            "basis": torch.linalg.qr(_normal(size, 2, seed=size + 2)).Q,
+        }
+        for size in (5, 7)
+    ],
+    wrong=[
+        Wrong(
+            lambda update, start, basis: float((update - start).norm() / start.norm()),
+            "this is how far M went in all directions. Only the shared ones were to stay.",
+        ),
+        Wrong(
+            lambda update, start, basis: float(
+                (update - start - _inside(basis, update - start)).norm() / (start - _inside(basis, start)).norm()
+            ),
+            "this is what moved *outside* the shared subspace, where it may.",
+        ),
+        Wrong(
+            lambda update, start, basis: float(_inside(basis, update - start).norm() / start.norm()),
+            "it is divided by the whole of S. Of S, only the protected part can leak: ‖PS‖.",
+        ),
+        Wrong(
+            lambda update, start, basis: float((basis.mT @ update).norm() / (basis.mT @ start).norm()),
+            "this compares M with S. A leak is what *changed*: M − S.",
+        ),
+        Wrong(
+            lambda update, start, basis: float(((basis.mT @ (update - start)).norm() / (basis.mT @ start).norm()) ** 2),
+            "this is squared: a share of the energy, where a share of the length is asked for.",
+        ),
+    ],
+    hints=[
+        "What changed, and of that what lies in the shared subspace?",
+        "‖P X‖ = ‖Uᵀ X‖, since U's columns are orthonormal.",
+        "`(basis.T @ (update - start)).norm() / (basis.T @ start).norm()`.",
+    ],
+)
+
+
+PROBLEMS = (GRADIENT, STEP, LEAK)

@@ -86,9 +86,14 @@ def test_what_a_learner_does_to_the_arguments_reaches_no_second_check(one: Probl
     assert one.check(defined(one.solution, one.function)).state == CORRECT
 
 
+def test_there_are_eighteen_of_them_in_the_order_of_the_lessons() -> None:
+    assert len(PROBLEMS) >= 18
+    assert list(PROBLEMS) == sorted(PROBLEMS)
+
+
 def test_exercises_are_found_by_name() -> None:
     assert problem("02.1") is PROBLEMS["02.1"]
-    with pytest.raises(CourseError, match=r"^there is no exercise '99\.9'; there are: 02\.1, "):
+    with pytest.raises(CourseError, match=r"^there is no exercise '99\.9'; there are: 01\.1, "):
         problem("99.9")
 
 

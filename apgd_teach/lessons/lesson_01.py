@@ -1,0 +1,133 @@
+"""Exercises of lesson 01: how alike two task vectors are, and in how few directions one of them lies."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from apgd_teach.lessons.engine import Problem, Wrong
+
+__all__ = ["COSINE", "ENERGY", "PROBLEMS"]
+
+
+def _normal(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
+    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _state(seed: int, scale: float) -> dict[str, Tensor]:
+    # Layers of very different lengths: a mean over layers is not the cosine of the whole.
+    return {"first": _normal(2, 3, seed=seed, scale=scale), "second": _normal(4, 2, seed=seed + 50)}
+
+
+def _flat(state: dict[str, Tensor]) -> Tensor:
+    return torch.cat([one.flatten() for one in state.values()])
+
+
+def _cosine(one: Tensor, other: Tensor) -> Tensor:
+    return one.flatten() @ other.flatten() / (one.norm() * other.norm())
+
+
+COSINE = Problem(
+    name="01.1",
+    question=(
+        "Write `cosine(one, other)`: the cosine of the angle between two task vectors, all layers together. "
+        "Both are state dicts with the same names; return one number."
+    ),
+    stub="def cosine(one, other):\n    ...\n",
+    solution=(
+        "import torch\n\n\n"
+        "def cosine(one, other):\n"
+        "    a = torch.cat([one[key].flatten() for key in one])\n"
+        "    b = torch.cat([other[key].flatten() for key in one])\n"
+        "    return float(a @ b / (a.norm() * b.norm()))\n"
+    ),
+    cases=[
+        {"one": _state(1, 3.0), "other": _state(2, 0.2)},
+        {"one": _state(3, 0.5), "other": _state(4, 5.0)},
+    ],
+    wrong=[
+        Wrong(
+            lambda one, other: sum(_cosine(one[key], other[key]) for key in one) / len(one),
+            "this is the mean of the layers' cosines: a short layer counts as much as a long one. Put all numbers into "
+            "one vector first.",
+        ),
+        Wrong(
+            lambda one, other: float(_flat(one) @ _flat(other)),
+            "this is the inner product. It grows with the lengths; divide by both of them.",
+        ),
+        Wrong(
+            lambda one, other: float(_flat(one) @ _flat(other) / (_flat(one).norm() * _flat(other).norm()) ** 2),
+            "the lengths are squared: the cosine divides by each of them once.",
+        ),
+        Wrong(
+            lambda one, other: float((_flat(one) - _flat(other)).norm()),
+            "this is the distance between the two. The cosine does not ask how long they are.",
+        ),
+        Wrong(
+            lambda one, other: abs(float(_cosine(_flat(one), _flat(other)))),
+            "the sign is lost: two vectors that point against each other have a cosine below zero.",
+        ),
+    ],
+    hints=[
+        "A state dict is one long vector, cut into tensors: `torch.cat([x.flatten() for x in …])`.",
+        "The inner product, divided by both lengths.",
+        "`a @ b / (a.norm() * b.norm())`.",
+    ],
+)
+
+
+def _values(matrix: Tensor) -> Tensor:
+    return torch.linalg.svdvals(matrix)
+
+
+ENERGY = Problem(
+    name="01.2",
+    question=(
+        "Write `energy(task_vector, first)`: the share of the energy $\\sum_k s_k^2$ of a matrix that its "
+        "`first` largest singular values carry, between 0 and 1."
+    ),
+    stub="def energy(task_vector, first):\n    ...\n",
+    solution=(
+        "import torch\n\n\n"
+        "def energy(task_vector, first):\n"
+        "    squares = torch.linalg.svdvals(task_vector).square()\n"
+        "    return float(squares[:first].sum() / squares.sum())\n"
+    ),
+    cases=[{"task_vector": _normal(5, 4, seed=7), "first": 2}, {"task_vector": _normal(3, 7, seed=8), "first": 1}],
+    wrong=[
+        Wrong(
+            lambda task_vector, first: float(_values(task_vector)[:first].sum() / _values(task_vector).sum()),
+            "this adds up the singular values themselves. Energy is the sum of their *squares*.",
+        ),
+        Wrong(
+            lambda task_vector, first: float(_values(task_vector)[:first].square().sum()),
+            "this is the energy of the first directions, not its share of the whole.",
+        ),
+        Wrong(
+            lambda task_vector, first: float(
+                _values(task_vector)[first:].square().sum() / _values(task_vector).square().sum()
+            ),
+            "this is what the first directions leave over.",
+        ),
+        Wrong(
+            lambda task_vector, first: float(
+                _values(task_vector)[-first:].square().sum() / _values(task_vector).square().sum()
+            ),
+            "these are the smallest singular values: they come largest first.",
+        ),
+        Wrong(
+            lambda task_vector, first: (
+                100 * float(_values(task_vector)[:first].square().sum() / _values(task_vector).square().sum())
+            ),
+            "this is in per cent; a share lies between 0 and 1.",
+        ),
+    ],
+    hints=[
+        "`torch.linalg.svdvals(τ)` gives the singular values, largest first.",
+        "Square them, then divide the sum of the first by the sum of all.",
+        "`squares[:first].sum() / squares.sum()`.",
+    ],
+)
+
+
+PROBLEMS = (COSINE, ENERGY)

@@ -1,0 +1,150 @@
+"""Exercises of lesson 07: what was recovered, and what a difference between two methods is worth."""
+
+from __future__ import annotations
+
+import math
+from statistics import fmean, stdev
+
+from apgd_teach.lessons.engine import Problem, Wrong
+
+__all__ = ["INTERVAL", "PROBLEMS", "RECOVERED"]
+
+
+def _recovered(base: list[float], merged: list[float], experts: list[float]) -> float:
+    return (fmean(merged) - fmean(base)) / (fmean(experts) - fmean(base))
+
+
+RECOVERED = Problem(
+    name="07.1",
+    question=(
+        "Write `recovered(base, merged, experts)`: the share of the way from the base to the experts that a "
+        "merge covers, in mean accuracy: 0 is no better than the base, 1 as good as the experts, below 0 "
+        "worse than no fine-tuning at all. Each is a list of accuracies, one per task."
+    ),
+    stub="def recovered(base, merged, experts):\n    ...\n",
+    solution=(
+        "def recovered(base, merged, experts):\n"
+        "    def mean(values):\n"
+        "        return sum(values) / len(values)\n\n"
+        "    return (mean(merged) - mean(base)) / (mean(experts) - mean(base))\n"
+    ),
+    cases=[
+        {"base": [60.0, 80.0, 70.0], "merged": [75.0, 82.0, 71.0], "experts": [95.0, 84.0, 90.0]},
+        # Worse than the base, and a task that its expert made worse.
+        {"base": [60.0, 80.0], "merged": [50.0, 75.0], "experts": [90.0, 79.0]},
+    ],
+    wrong=[
+        Wrong(
+            lambda base, merged, experts: fmean(merged) / fmean(experts),
+            "this is the share of the experts' accuracy. A base that nobody fine-tuned has most of that already: count "
+            "from the base.",
+        ),
+        Wrong(
+            lambda base, merged, experts: fmean(
+                (m - b) / (e - b) for b, m, e in zip(base, merged, experts, strict=True)
+            ),
+            "this is the mean of the tasks' own shares: a task whose expert hardly gained decides alone, and one whose "
+            "expert lost turns its sign. Take the means first.",
+        ),
+        Wrong(
+            lambda base, merged, experts: fmean(merged) - fmean(base),
+            "these are points of accuracy. Divide by what the experts gained.",
+        ),
+        Wrong(
+            lambda base, merged, experts: (fmean(experts) - fmean(merged)) / (fmean(experts) - fmean(base)),
+            "this is the share that is *lost*: 1 at the base and 0 at the experts.",
+        ),
+        Wrong(
+            lambda base, merged, experts: max(0.0, _recovered(base, merged, experts)),
+            "a merge that is worse than the base must show it: nothing is cut off at 0.",
+        ),
+        Wrong(
+            lambda base, merged, experts: 100 * _recovered(base, merged, experts),
+            "this is in per cent; asked for is a share, 1 for as good as the experts.",
+        ),
+    ],
+    hints=[
+        "Three means first. Which of them is the zero of the scale, and which the one?",
+        "How far the merge is from the base, divided by how far the experts are.",
+        "`(mean(merged) - mean(base)) / (mean(experts) - mean(base))`.",
+    ],
+)
+
+_T = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
+
+
+def _differences(one: list[float], other: list[float]) -> list[float]:
+    return [a - b for a, b in zip(one, other, strict=True)]
+
+
+INTERVAL = Problem(
+    name="07.2",
+    question=(
+        "Write `paired(one, other, t)`: how much better a method is than another over the same seeds, with half of the "
+        "95 % interval, as a pair. `one` and `other` are accuracies seed by seed; take the differences seed "
+        "by seed, their mean, and $t \\cdot s / \\sqrt n$ with s their standard deviation (n − 1 in its denominator)."
+    ),
+    stub="def paired(one, other, t):\n    ...\n",
+    solution=(
+        "from statistics import mean, stdev\n\n\n"
+        "def paired(one, other, t):\n"
+        "    differences = [a - b for a, b in zip(one, other)]\n"
+        "    return mean(differences), t * stdev(differences) / len(differences) ** 0.5\n"
+    ),
+    # Seeds differ by far more than the methods do: an interval that is not paired sees nothing.
+    cases=[
+        {"one": [70.0, 80.5, 61.0], "other": [68.0, 79.0, 59.6], "t": _T[3]},
+        {"one": [50.0, 71.0, 90.0, 64.0, 80.0], "other": [50.5, 69.0, 89.0, 64.2, 77.0], "t": _T[5]},
+    ],
+    wrong=[
+        Wrong(
+            lambda one, other, t: (
+                fmean(_differences(one, other)),
+                t * math.sqrt(stdev(one) ** 2 + stdev(other) ** 2) / math.sqrt(len(one)),
+            ),
+            "the spreads of the two methods are put together as if they had other seeds. Both saw the same ones: "
+            "take the differences first, then *their* spread.",
+        ),
+        Wrong(
+            lambda one, other, t: (fmean(_differences(one, other)), t * stdev(_differences(one, other))),
+            "this is the spread of single seeds. The mean of n of them is known √n times as well.",
+        ),
+        Wrong(
+            lambda one, other, t: (
+                fmean(_differences(one, other)),
+                t * stdev(_differences(one, other)) / len(one),
+            ),
+            "it is divided by n where √n belongs: too narrow.",
+        ),
+        Wrong(
+            lambda one, other, t: (
+                fmean(_differences(one, other)),
+                t * stdev(_differences(one, other)) * math.sqrt((len(one) - 1) / len(one)) / math.sqrt(len(one)),
+            ),
+            "the standard deviation has n in its denominator: with a few seeds that is too small. Take n − 1.",
+        ),
+        Wrong(
+            lambda one, other, t: (
+                fmean(_differences(one, other)),
+                stdev(_differences(one, other)) / math.sqrt(len(one)),
+            ),
+            "this is the standard error. With t times as much on either side, the interval holds the truth 95 times in "
+            "100.",
+        ),
+        Wrong(
+            lambda one, other, t: (
+                fmean(_differences(other, one)),
+                t * stdev(_differences(one, other)) / math.sqrt(len(one)),
+            ),
+            "the sign is turned round: above zero has to mean that the first one is better.",
+        ),
+    ],
+    hints=[
+        "One difference per seed; everything else is about those.",
+        "`statistics.stdev` has n − 1 in its denominator.",
+        "`t * stdev(differences) / len(differences) ** 0.5`.",
+    ],
+)
+
+
+PROBLEMS = (RECOVERED, INTERVAL)
