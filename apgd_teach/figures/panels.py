@@ -142,7 +142,8 @@ class Panel(anywidget.AnyWidget):
 
     _waiting: ClassVar[list[Panel]] = []
     """Panels with something left to draw ahead, the one that was moved last in front."""
-    _planned: ClassVar[bool] = False
+    _planned: ClassVar[object] = None
+    """The event loop that the next turn is planned in."""
     _not_before: ClassVar[float] = 0.0
 
     def __init__(
@@ -314,13 +315,14 @@ class Panel(anywidget.AnyWidget):
 
     @staticmethod
     def _next_turn() -> None:
-        if Panel._waiting and not Panel._planned:
-            Panel._planned = True
-            asyncio.get_running_loop().call_later(_PAUSE_S, Panel._turn)
+        loop = asyncio.get_running_loop()
+        if Panel._waiting and Panel._planned is not loop:
+            Panel._planned = loop
+            loop.call_later(_PAUSE_S, Panel._turn)
 
     @staticmethod
     def _turn() -> None:
-        Panel._planned = False
+        Panel._planned = None
         if time.monotonic() < Panel._not_before:
             Panel._next_turn()
             return

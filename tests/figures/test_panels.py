@@ -331,6 +331,22 @@ def test_what_is_opened_in_pyplot_is_closed_and_no_more() -> None:
 # Talking to a browser
 
 
+@pytest.fixture(autouse=True)
+def _no_turns_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Panel, "_waiting", [])
+    monkeypatch.setattr(Panel, "_planned", None)
+    monkeypatch.setattr(Panel, "_not_before", 0.0)
+
+
+async def idle(seconds: float = 60) -> None:
+    """Let panels draw ahead until nothing is left to draw; how long that takes is the machine's affair."""
+    for _ in range(int(100 * seconds)):
+        await asyncio.sleep(0.01)
+        if Panel._planned is None:
+            return
+    pytest.fail("drawing ahead did not come to an end")
+
+
 def listened(made: Panel, monkeypatch) -> list[tuple[dict, list | None]]:
     sent: list[tuple[dict, list | None]] = []
     monkeypatch.setattr(made, "send", lambda content, buffers=None: sent.append((content, buffers)))
@@ -367,7 +383,7 @@ def test_when_nobody_looks_on_any_more_pictures_are_forgotten_and_none_is_drawn_
         made._hear(None, {"want": [3, 1]}, [])
         made._hear(None, {"bye": True}, [])
         del sent[:]
-        await asyncio.sleep(0.5)
+        await idle()
 
     asyncio.run(listen())
     assert sent == []
@@ -385,7 +401,7 @@ def test_panels_take_turns_and_the_one_that_was_moved_last_comes_first(monkeypat
         other._hear(None, {"hello": True}, [])
         one._moved(None)
         del turns[:]
-        await asyncio.sleep(3)
+        await idle()
 
     asyncio.run(listen())
     assert turns == ["one"] * 9 + ["other"] * 9
@@ -397,9 +413,9 @@ def test_after_a_move_what_lies_next_to_it_is_drawn_first(monkeypatch) -> None:
 
     async def listen() -> None:
         made._hear(None, {"hello": True}, [])
-        await asyncio.sleep(1)
+        await idle()
         made.chosen = [40]
-        await asyncio.sleep(1)
+        await idle()
 
     asyncio.run(listen())
     assert [content["at"] for content, _ in sent] == [[0], [1], [2], [40], [39], [41]]
@@ -442,8 +458,7 @@ def test_the_nearest_settings_are_drawn_ahead_once_each_and_those_that_fail_are_
     async def listen() -> None:
         made._hear(None, {"hello": True}, [])
         assert len(sent) == 1, "nothing is drawn before the question is answered"
-        for _ in range(200):
-            await asyncio.sleep(0.01)
+        await idle()
 
     asyncio.run(listen())
     places = [tuple(content["at"]) for content, _ in sent]
@@ -462,7 +477,7 @@ def test_nothing_is_drawn_ahead_without_a_browser_or_beyond_the_limit(
 
     async def listen() -> None:
         made._hear(None, message, [])
-        await asyncio.sleep(1.5)
+        await idle()
 
     asyncio.run(listen())
     assert [content["at"] for content, _ in sent] == [[x] for x in range(pictures)]
