@@ -82,16 +82,22 @@ class Evaluator:
         """How many images of a task are looked at."""
         return len(self._sets[task][1])
 
-    @torch.no_grad()
-    def score(self, state: StateDict, task: str) -> Score:
-        """One network (an encoder's state dict, of any precision) on one task, under that task's own head.
+    def looked_at(self, task: str) -> tuple[Tensor, Tensor]:
+        """The images of a task that are looked at (image, channel, row, column) and their labels (image,).
 
         Raises:
-            ApgdTeachError: the pool has no such task, or the state dict is of another network.
+            ApgdTeachError: the pool has no such task.
         """
         if task not in self._sets:
             raise ApgdTeachError(f"this pool has no task '{task}'; it has: {', '.join(self._sets)}.")
-        images, labels = self._sets[task]
+        return self._sets[task]
+
+    def loaded(self, state: StateDict) -> dict[str, Tensor]:
+        """A state dict (an encoder's, of any precision) on the pool's device and in its network's precision.
+
+        Raises:
+            ApgdTeachError: it is of another network.
+        """
         own = self.encoder.state_dict()
         # What a state dict lacks, `functional_call` would take from the base in silence.
         for key in [*own, *state]:
@@ -100,10 +106,27 @@ class Evaluator:
                     f"this state dict is not one of the network '{self.pool.network}': '{key}' "
                     f"{_shape(own, key)} there and {_shape(state, key)} here."
                 )
-        there = {key: state[key].to(tensor) for key, tensor in own.items()}
+        return {key: state[key].to(tensor) for key, tensor in own.items()}
+
+    @torch.no_grad()
+    def logits(self, state: StateDict, task: str) -> Tensor:
+        """What a network gives each image under that task's own head, shape (image, class).
+
+        Raises:
+            ApgdTeachError: the pool has no such task, or the state dict is of another network.
+        """
+        (images, _), there = self.looked_at(task), self.loaded(state)
         head = self._heads[task]
         # A thousand at a time: the widest activation of a thousand images is some tens of megabytes.
-        logits = torch.cat([head(functional_call(self.encoder, there, (block,))) for block in images.split(1000)])
+        return torch.cat([head(functional_call(self.encoder, there, (block,))) for block in images.split(1000)])
+
+    def score(self, state: StateDict, task: str) -> Score:
+        """One network (an encoder's state dict, of any precision) on one task, under that task's own head.
+
+        Raises:
+            ApgdTeachError: the pool has no such task, or the state dict is of another network.
+        """
+        logits, (_, labels) = self.logits(state, task), self.looked_at(task)
         losses = F.cross_entropy(logits, labels, reduction="none")
         return Score((logits.argmax(dim=1) == labels).cpu(), losses.cpu())
 

@@ -16,7 +16,6 @@ from torch.func import functional_call
 from apgd_teach.errors import ApgdTeachError
 from apgd_teach.evaluate import Comparison, Evaluator
 from apgd_teach.figures.drawing import Drawing
-from apgd_teach.figures.mistakes import images_of, loaded
 from apgd_teach.figures.style import COLORS, MARKERS, figure, look, styled
 from apgd_teach.figures.sweeps import place_of
 from apgd_teach.landscape import loss_path
@@ -151,7 +150,7 @@ def loss_gradients(evaluator: Evaluator, state: StateDict) -> dict[str, dict[str
     for task in evaluator.pool.tasks:
         there = {
             key: tensor.detach().clone().requires_grad_(tensor.is_floating_point())
-            for key, tensor in loaded(evaluator, state).items()
+            for key, tensor in evaluator.loaded(state).items()
         }
         leaves = {key: tensor for key, tensor in there.items() if tensor.requires_grad}
         sums = {key: torch.zeros_like(tensor) for key, tensor in leaves.items()}
@@ -164,8 +163,7 @@ def loss_gradients(evaluator: Evaluator, state: StateDict) -> dict[str, dict[str
 
 def _losses(evaluator: Evaluator, state: Mapping[str, Tensor], task: str) -> Iterable[tuple[float, Tensor]]:
     """The mean loss of each block of images, with the block's share of all; gradients flow to the state dict."""
-    split = images_of(evaluator, task)
-    images, labels = split.images.to(evaluator.pool.device), split.labels.to(evaluator.pool.device)
+    images, labels = evaluator.looked_at(task)
     head = evaluator.pool.head(task)
     for block, true in zip(images.split(1000), labels.split(1000), strict=True):
         logits = head(functional_call(evaluator.encoder, dict(state), (block,)))
@@ -334,7 +332,7 @@ def _derivatives(evaluator: Evaluator, base: StateDict, update: StateDict, task:
     step = torch.zeros((), device=device, requires_grad=True)
     there = {
         key: tensor + step * update[key].to(device) if key in update else tensor
-        for key, tensor in loaded(evaluator, base).items()
+        for key, tensor in evaluator.loaded(base).items()
     }
     for share, loss in _losses(evaluator, there, task):
         # One number to differentiate by: the Hessian itself is never made.

@@ -12,9 +12,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.func import functional_call
 
-from apgd_teach.data import Split
 from apgd_teach.errors import ApgdTeachError
 from apgd_teach.evaluate import Evaluator
 from apgd_teach.figures.drawing import Drawing
@@ -103,59 +101,20 @@ def find_mistakes(
     """
     found = {}
     for task in evaluator.pool.tasks if tasks is None else tasks:
-        split = images_of(evaluator, task)
+        images, labels = evaluator.looked_at(task)
         networks = {"base": base, "merged": merged, "expert": evaluator.pool.experts[task]}
         data = evaluator.pool.tasks[task]
         one = Mistakes(
             title=data.title,
             classes=data.classes,
-            labels=split.labels.cpu(),
-            predictions={name: _predictions(evaluator, state, task, split) for name, state in networks.items()},
+            labels=labels.cpu(),
+            predictions={name: evaluator.logits(one, task).argmax(dim=1).cpu() for name, one in networks.items()},
             shown={},
         )
         for kind in KINDS:
-            one.shown.update({place: split.images[place, 0].cpu().clone() for place in one.images(kind)[:EXAMPLES]})
+            one.shown.update({place: images[place, 0].cpu().clone() for place in one.images(kind)[:EXAMPLES]})
         found[task] = one
     return found
-
-
-def images_of(evaluator: Evaluator, task: str) -> Split:
-    """The images that an evaluator looks at.
-
-    Raises:
-        ApgdTeachError: its pool has no such task.
-    """
-    if task not in evaluator.pool.tasks:
-        raise ApgdTeachError(f"this pool has no task '{task}'; it has: {', '.join(evaluator.pool.tasks)}.")
-    split: Split = getattr(evaluator.pool.tasks[task], evaluator.split)
-    return split.first(evaluator.images(task))
-
-
-def loaded(evaluator: Evaluator, state: StateDict) -> dict[str, Tensor]:
-    """A state dict on the evaluator's device and in its network's precision.
-
-    Raises:
-        ApgdTeachError: it is of another network.
-    """
-    own = evaluator.encoder.state_dict()
-    # What a state dict lacks, `functional_call` would take from the base in silence.
-    for key in [*own, *state]:
-        if key not in own or key not in state or own[key].shape != state[key].shape:
-            raise ApgdTeachError(
-                f"this state dict is not one of the network '{evaluator.pool.network}': '{key}' is missing or of "
-                "another shape in one of the two; give networks of this pool."
-            )
-    return {key: state[key].to(tensor) for key, tensor in own.items()}
-
-
-@torch.no_grad()
-def _predictions(evaluator: Evaluator, state: StateDict, task: str, split: Split) -> Tensor:
-    """The class that a network gives each image, shape (image,), under the task's own head."""
-    there, head = loaded(evaluator, state), evaluator.pool.head(task)
-    blocks = split.images.to(evaluator.pool.device).split(1000)
-    # A thousand at a time, as they are scored: in other blocks sums could round to another class.
-    logits = [head(functional_call(evaluator.encoder, there, (block,))) for block in blocks]
-    return torch.cat(logits).argmax(dim=1).cpu()
 
 
 def draw_confusion(measured: Mapping[str, Mistakes], *, task: str, networks: Iterable[str] = _NETWORKS) -> Drawing:

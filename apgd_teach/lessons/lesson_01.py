@@ -5,18 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from apgd_teach.lessons.draws import normal
 from apgd_teach.lessons.engine import Problem, Wrong
 
 __all__ = ["COSINE", "ENERGY", "PROBLEMS"]
 
 
-def _normal(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
-    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 def _state(seed: int, scale: float) -> dict[str, Tensor]:
     # Layers of very different lengths: a mean over layers is not the cosine of the whole.
-    return {"first": _normal(2, 3, seed=seed, scale=scale), "second": _normal(4, 2, seed=seed + 50)}
+    return {"first": normal(2, 3, seed=seed, scale=scale), "second": normal(4, 2, seed=seed + 50)}
 
 
 def _flat(state: dict[str, Tensor]) -> Tensor:
@@ -93,7 +90,7 @@ ENERGY = Problem(
         "    squares = torch.linalg.svdvals(task_vector).square()\n"
         "    return float(squares[:first].sum() / squares.sum())\n"
     ),
-    cases=[{"task_vector": _normal(5, 4, seed=7), "first": 2}, {"task_vector": _normal(3, 7, seed=8), "first": 1}],
+    cases=[{"task_vector": normal(5, 4, seed=7), "first": 2}, {"task_vector": normal(3, 7, seed=8), "first": 1}],
     wrong=[
         Wrong(
             lambda task_vector, first: float(_values(task_vector)[:first].sum() / _values(task_vector).sum()),

@@ -5,21 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from apgd_teach.lessons.draws import normal
 from apgd_teach.lessons.engine import Problem, Wrong
 
 __all__ = ["ARITHMETIC", "COEFFICIENTS", "PROBLEMS", "TRIM"]
 
 
-def _normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 def _vectors(seed: int) -> Tensor:
     """τ (task=3, out=2, in=4), of lengths that differ."""
-    return _normal(3, 2, 4, seed=seed) * torch.tensor([0.5, 1.0, 2.0])[:, None, None]
+    return normal(3, 2, 4, seed=seed) * torch.tensor([0.5, 1.0, 2.0])[:, None, None]
 
 
-_BASES = [_normal(2, 4, seed=20 + seed) for seed in range(2)]
+_BASES = [normal(2, 4, seed=20 + seed) for seed in range(2)]
 _EXPERTS = [[_BASES[seed] + tau for tau in _vectors(seed)] for seed in range(2)]
 
 
@@ -141,10 +138,10 @@ TRIM = Problem(
         "    return task_vector * (task_vector.abs() >= least)\n"
     ),
     cases=[
-        {"task_vector": _normal(4, 5, seed=7), "share": 0.3},
-        {"task_vector": _normal(5, 4, seed=8) - 0.3, "share": 0.2},
+        {"task_vector": normal(4, 5, seed=7), "share": 0.3},
+        {"task_vector": normal(5, 4, seed=8) - 0.3, "share": 0.2},
         # 0.29 · 100 is a little less than 29 on a computer.
-        {"task_vector": _normal(10, 10, seed=9), "share": 0.29},
+        {"task_vector": normal(10, 10, seed=9), "share": 0.29},
     ],
     wrong=[
         Wrong(

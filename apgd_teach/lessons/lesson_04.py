@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from apgd_teach.lessons.draws import normal
 from apgd_teach.lessons.engine import Problem, Wrong
 
 __all__ = ["ESTIMATE", "PROBLEMS", "SURROGATE"]
-
-
-def _normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _inner(one: Tensor, other: Tensor) -> Tensor:
@@ -32,10 +28,10 @@ ESTIMATE = Problem(
         "    return -(task_vectors * (update - task_vectors)).sum(dim=(1, 2))\n"
     ),
     cases=[
-        {"task_vectors": _normal(3, 2, 4, seed=1), "update": _normal(2, 4, seed=2)},
-        {"task_vectors": _normal(4, 3, 2, seed=3), "update": _normal(3, 2, seed=4)},
+        {"task_vectors": normal(3, 2, 4, seed=1), "update": normal(2, 4, seed=2)},
+        {"task_vectors": normal(4, 3, 2, seed=3), "update": normal(3, 2, seed=4)},
         # M went further along the first task's vector than its expert did: that estimate is below zero.
-        {"task_vectors": _normal(2, 2, 3, seed=5), "update": 2 * _normal(2, 2, 3, seed=5)[0]},
+        {"task_vectors": normal(2, 2, 3, seed=5), "update": 2 * normal(2, 2, 3, seed=5)[0]},
     ],
     wrong=[
         Wrong(
@@ -86,8 +82,8 @@ SURROGATE = Problem(
         "    return float(((update - task_vector) * task_vector).sum(dim=1).square().sum())\n"
     ),
     cases=[
-        {"task_vector": _normal(3, 3, seed=6), "update": _normal(3, 3, seed=7)},
-        {"task_vector": _normal(4, 4, seed=8), "update": _normal(4, 4, seed=9)},
+        {"task_vector": normal(3, 3, seed=6), "update": normal(3, 3, seed=7)},
+        {"task_vector": normal(4, 4, seed=8), "update": normal(4, 4, seed=9)},
     ],
     wrong=[
         Wrong(

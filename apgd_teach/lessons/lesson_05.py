@@ -7,13 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from apgd_teach.lessons.draws import normal
 from apgd_teach.lessons.engine import Problem, Wrong, same
 
 __all__ = ["BASIS", "COMPLEMENT", "PROBLEMS", "SHARED"]
-
-
-def _normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _projector(basis: Tensor) -> Tensor:
@@ -48,7 +45,7 @@ BASIS = Problem(
         "    return U[:, :count]\n"
     ),
     # Neither square nor of one shape: U and V cannot be mistaken for each other.
-    cases=[{"task_vector": _normal(5, 3, seed=1), "count": 2}, {"task_vector": _normal(4, 6, seed=2), "count": 3}],
+    cases=[{"task_vector": normal(5, 3, seed=1), "count": 2}, {"task_vector": normal(4, 6, seed=2), "count": 3}],
     equal=_as_good,
     wrong=[
         Wrong(
@@ -95,8 +92,8 @@ SHARED = Problem(
         "    return torch.linalg.svd(torch.cat(firsts, dim=1), full_matrices=False).U[:, :keep]\n"
     ),
     cases=[
-        {"task_vectors": _normal(3, 6, 5, seed=3), "per_task": 2, "keep": 3},
-        {"task_vectors": _normal(3, 7, 9, seed=4), "per_task": 3, "keep": 4},
+        {"task_vectors": normal(3, 6, 5, seed=3), "per_task": 2, "keep": 3},
+        {"task_vectors": normal(3, 7, 9, seed=4), "per_task": 3, "keep": 4},
     ],
     equal=_as_good,
     wrong=[
@@ -151,8 +148,8 @@ COMPLEMENT = Problem(
     solution=("def off_the_shared(gradient, basis):\n    return gradient - basis @ (basis.T @ gradient)\n"),
     # Square, so that P on the wrong side is a wrong answer and not an error.
     cases=[
-        {"gradient": _normal(5, 5, seed=5), "basis": torch.linalg.qr(_normal(5, 2, seed=6)).Q},
-        {"gradient": _normal(6, 6, seed=7), "basis": torch.linalg.qr(_normal(6, 1, seed=8)).Q},
+        {"gradient": normal(5, 5, seed=5), "basis": torch.linalg.qr(normal(5, 2, seed=6)).Q},
+        {"gradient": normal(6, 6, seed=7), "basis": torch.linalg.qr(normal(6, 1, seed=8)).Q},
     ],
     wrong=[
         Wrong(

@@ -5,13 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from apgd_teach.lessons.draws import normal
 from apgd_teach.lessons.engine import Problem, Wrong
 
 __all__ = ["GRADIENT", "LEAK", "PROBLEMS", "STEP"]
-
-
-def _normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _rows(task_vectors: Tensor, update: Tensor) -> Tensor:
@@ -33,8 +30,8 @@ GRADIENT = Problem(
         "    return (residual * task_vectors).sum(dim=0)\n"
     ),
     cases=[
-        {"task_vectors": _normal(3, 2, 4, seed=1), "update": _normal(2, 4, seed=2)},
-        {"task_vectors": _normal(4, 5, 3, seed=3), "update": _normal(5, 3, seed=4)},
+        {"task_vectors": normal(3, 2, 4, seed=1), "update": normal(2, 4, seed=2)},
+        {"task_vectors": normal(4, 5, 3, seed=3), "update": normal(5, 3, seed=4)},
     ],
     wrong=[
         Wrong(
@@ -92,9 +89,9 @@ STEP = Problem(
     ),
     cases=[
         {
-            "update": _normal(size, size, seed=size),
-            "gradient": _normal(size, size, seed=size + 1),
-            "basis": torch.linalg.qr(_normal(size, 2, seed=size + 2)).Q,
+            "update": normal(size, size, seed=size),
+            "gradient": normal(size, size, seed=size + 1),
+            "basis": torch.linalg.qr(normal(size, 2, seed=size + 2)).Q,
             "rate": rate,
         }
         for size, rate in ((5, 0.3), (6, 0.05))
@@ -148,9 +145,9 @@ LEAK = Problem(
     ),
     cases=[
         {
-            "update": _normal(size, 4, seed=size),
-            "start": _normal(size, 4, seed=size + 1),
-            "basis": torch.linalg.qr(_normal(size, 2, seed=size + 2)).Q,
+            "update": normal(size, 4, seed=size),
+            "start": normal(size, 4, seed=size + 1),
+            "basis": torch.linalg.qr(normal(size, 2, seed=size + 2)).Q,
         }
         for size in (5, 7)
     ],

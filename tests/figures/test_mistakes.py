@@ -96,7 +96,7 @@ def test_the_split_is_the_evaluators(pool) -> None:
 def test_another_network_or_task_is_refused(pool, evaluator) -> None:
     with pytest.raises(ApgdTeachError, match="this pool has no task 'cats'; it has: digits-upright"):
         find_mistakes(evaluator, pool.base, pool.base, ["cats"])
-    with pytest.raises(ApgdTeachError, match="not one of the network 'mlp': 'extra' is missing or of another shape"):
+    with pytest.raises(ApgdTeachError, match="not one of the network 'mlp': 'extra' is missing there and has shape"):
         find_mistakes(evaluator, pool.base, {**pool.base, "extra": torch.ones(1)})
 
 
