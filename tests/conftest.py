@@ -45,7 +45,9 @@ QUIET = [
 ]
 
 
-@pytest.fixture(scope="session")
+# For a module and no longer: Playwright's event loop counts as running until it is stopped, and no test beside it could
+# run one of its own.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Chromium, that reaches this machine only; skipped where there is none."""
     from apgd_teach.doctor import BROWSERS

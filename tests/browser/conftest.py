@@ -93,7 +93,7 @@ class Lab:
             opened.outside.append(url)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def start_lab(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Lab]]:
     """Start a JupyterLab, in a theme."""
     servers: list[subprocess.Popen] = []
@@ -155,6 +155,6 @@ def start_lab(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                 server.wait()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def lab(start_lab: Callable[..., Lab]) -> Lab:
     return start_lab()
