@@ -30,6 +30,7 @@ from apgd_teach.course.publish import heading, to_html, write_index
 from apgd_teach.course.sources import find, list_sources, notebook_text, read_notebook
 from apgd_teach.errors import CourseError
 from apgd_teach.files import settled, shown, try_folder, write_atomically
+from apgd_teach.lessons.progress import PLACE
 from apgd_teach.tables import Table
 
 __all__ = ["BUDGET_S", "RunResult", "errors_in", "profiles_in", "results_table", "run_course", "run_notebook"]
@@ -206,7 +207,8 @@ def run_notebook(
 ) -> RunResult:
     """Run one notebook and write it, with its outputs, also when it fails.
 
-    The kernel is the interpreter that runs this, in an empty temporary folder. It is gone when this returns.
+    The kernel is the interpreter that runs this, in an empty temporary folder. It is gone when this returns. Exercises
+    that the notebook solves are not counted as the reader's.
 
     Args:
         notebook: a source (`.py`), an `.ipynb`, or a name that `find` knows.
@@ -245,7 +247,7 @@ def run_notebook(
         ran, words, cwd = Path(folder, "run.ipynb"), Path(folder, "kernel.log"), Path(folder, "work")
         cwd.mkdir()
         with open(words, "wb") as log:
-            start = {"env": _environment(env), "cwd": str(cwd), "stdout": log, "stderr": log}
+            start = {"env": _environment({PLACE: str(Path(folder, "progress.json")), **(env or {})}), "cwd": str(cwd), "stdout": log, "stderr": log}
             run = Run(budget, budget if cell_s is None else cell_s, start)
             watch = _Watch(run)
             watch.start()

@@ -69,7 +69,7 @@ class Problem:
         name: "02.1": the lesson and the number in it.
         question: what is asked for, in Markdown.
         stub: the code that a learner starts from, with `...` where their own goes.
-        solution: code that defines the same function, whole. It is also what answers are held against.
+        code: the solution, which defines the same function whole. It is also what answers are held against.
         cases: arguments of the function, each case by the parameters' names; chosen so that one mistake shows.
         wrong: answers that people give, and what to say to each.
         hints: from the gentlest to the plainest.
@@ -79,7 +79,7 @@ class Problem:
     name: str
     question: str
     stub: str
-    solution: str
+    code: str
     cases: Sequence[Mapping[str, object]]
     wrong: Sequence[Wrong]
     hints: Sequence[str]
@@ -93,7 +93,7 @@ class Problem:
     @property
     def reference(self) -> Callable[..., object]:
         """The solution, as a function."""
-        return defined(self.solution, self.function)
+        return defined(self.code, self.function)
 
     def check(self, answer: object) -> Outcome:
         """Say whether an answer is right, and if not, what is wrong with it. A right one is remembered (`progress`).
@@ -115,9 +115,26 @@ class Problem:
         more = f" (One more: hint({number + 1}).)" if number < len(self.hints) else ""
         return Outcome("", self.hints[number - 1] + more)
 
-    def show(self) -> Outcome:
+    def solution(self) -> Outcome:
         """The solution, as code."""
-        return Outcome("", f"```python\n{self.solution.strip()}\n```")
+        return Outcome("", f"```python\n{self.code.strip()}\n```")
+
+    def use(self, answer: object) -> Callable[..., Any]:
+        """The learner's function where it is right, the course's own where it is not: the lesson goes on with it.
+
+        In the second case a sentence says so, where a notebook shows it. No attempt is counted.
+
+        Args:
+            answer: the learner's function, or what stands in its place.
+        """
+        if callable(answer) and self._judge(answer).state == CORRECT:
+            return answer
+        from IPython.display import display
+
+        display(
+            Outcome("", f"Exercise {self.name} is not solved yet: the lesson goes on with its own `{self.function}`.")
+        )
+        return self.reference
 
     def _repr_markdown_(self) -> str:
         return f"**Exercise {self.name}.** {self.question}"

@@ -31,7 +31,7 @@ COSINE = Problem(
         "Both are state dicts with the same names; return one number."
     ),
     stub="def cosine(one, other):\n    ...\n",
-    solution=(
+    code=(
         "import torch\n\n\n"
         "def cosine(one, other):\n"
         "    a = torch.cat([one[key].flatten() for key in one])\n"
@@ -84,7 +84,7 @@ ENERGY = Problem(
         "`first` largest singular values carry, between 0 and 1."
     ),
     stub="def energy(task_vector, first):\n    ...\n",
-    solution=(
+    code=(
         "import torch\n\n\n"
         "def energy(task_vector, first):\n"
         "    squares = torch.linalg.svdvals(task_vector).square()\n"

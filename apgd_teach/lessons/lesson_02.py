@@ -39,7 +39,7 @@ VECTORS = Problem(
         "dict: one tensor per name. Neither of the two it is given may change."
     ),
     stub="def task_vector(base, expert):\n    ...\n",
-    solution="def task_vector(base, expert):\n    return {key: expert[key] - base[key] for key in base}\n",
+    code="def task_vector(base, expert):\n    return {key: expert[key] - base[key] for key in base}\n",
     cases=[{"base": BASE, "expert": expert} for expert in EXPERTS.values()],
     wrong=[
         Wrong(
@@ -75,7 +75,7 @@ AVERAGE = Problem(
         "`experts` is a dict of state dicts, by task. None of what it is given may change."
     ),
     stub="def average(base, experts):\n    ...\n",
-    solution=(
+    code=(
         "def average(base, experts):\n"
         "    T = len(experts)\n"
         "    return {\n"
@@ -137,7 +137,7 @@ GAP = Problem(
         "most, as a pair."
     ),
     stub="def gaps(merged, own):\n    ...\n",
-    solution=(
+    code=(
         "def gaps(merged, own):\n"
         "    found = {task: merged[task] - own[task] for task in merged}\n"
         "    return found, max(found, key=found.get)\n"

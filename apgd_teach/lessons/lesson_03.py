@@ -27,7 +27,7 @@ ARITHMETIC = Problem(
         "$\\theta_0 + \\lambda \\sum_i (\\theta_i - \\theta_0)$. `base` is a matrix, `experts` a list of matrices."
     ),
     stub="def task_arithmetic(base, experts, coefficient):\n    ...\n",
-    solution=(
+    code=(
         "def task_arithmetic(base, experts, coefficient):\n"
         "    return base + coefficient * sum(expert - base for expert in experts)\n"
     ),
@@ -79,7 +79,7 @@ COEFFICIENTS = Problem(
         "(task, out, in); return a tensor of shape (task,)."
     ),
     stub="def task_aware(task_vectors, eta):\n    ...\n",
-    solution=("def task_aware(task_vectors, eta):\n    return eta / task_vectors.flatten(1).norm(dim=1)\n"),
+    code=("def task_aware(task_vectors, eta):\n    return eta / task_vectors.flatten(1).norm(dim=1)\n"),
     cases=[{"task_vectors": _vectors(2), "eta": 0.3}, {"task_vectors": _vectors(3)[:2], "eta": 0.07}],
     wrong=[
         Wrong(
@@ -131,7 +131,7 @@ TRIM = Problem(
         "magnitude, and set all others to zero. The share times the number of entries is a whole number."
     ),
     stub="def trim(task_vector, share):\n    ...\n",
-    solution=(
+    code=(
         "def trim(task_vector, share):\n"
         "    count = round(share * task_vector.numel())\n"
         "    least = task_vector.abs().flatten().topk(count).values.min()\n"

@@ -23,7 +23,7 @@ ESTIMATE = Problem(
         "shape (task,)."
     ),
     stub="def estimated_gap(task_vectors, update):\n    ...\n",
-    solution=(
+    code=(
         "def estimated_gap(task_vectors, update):\n"
         "    return -(task_vectors * (update - task_vectors)).sum(dim=(1, 2))\n"
     ),
@@ -77,7 +77,7 @@ SURROGATE = Problem(
         "$R = (M - \\tau)\\tau^\\top$. Both are (out, in); return one number."
     ),
     stub="def row_surrogate(task_vector, update):\n    ...\n",
-    solution=(
+    code=(
         "def row_surrogate(task_vector, update):\n"
         "    return float(((update - task_vector) * task_vector).sum(dim=1).square().sum())\n"
     ),

@@ -38,7 +38,7 @@ BASIS = Problem(
         "values, as the columns of a matrix (out, count). Any orthonormal basis of the same subspace will do."
     ),
     stub="def output_basis(task_vector, count):\n    ...\n",
-    solution=(
+    code=(
         "import torch\n\n\n"
         "def output_basis(task_vector, count):\n"
         "    U, S, Vh = torch.linalg.svd(task_vector, full_matrices=False)\n"
@@ -85,7 +85,7 @@ SHARED = Problem(
         "*that*, shape (out, keep): the directions that many tasks write into come first."
     ),
     stub="def shared_basis(task_vectors, per_task, keep):\n    ...\n",
-    solution=(
+    code=(
         "import torch\n\n\n"
         "def shared_basis(task_vectors, per_task, keep):\n"
         "    firsts = [torch.linalg.svd(tau, full_matrices=False).U[:, :per_task] for tau in task_vectors]\n"
@@ -145,7 +145,7 @@ COMPLEMENT = Problem(
         "is shared may be left in it."
     ),
     stub="def off_the_shared(gradient, basis):\n    ...\n",
-    solution=("def off_the_shared(gradient, basis):\n    return gradient - basis @ (basis.T @ gradient)\n"),
+    code=("def off_the_shared(gradient, basis):\n    return gradient - basis @ (basis.T @ gradient)\n"),
     # Square, so that P on the wrong side is a wrong answer and not an error.
     cases=[
         {"gradient": normal(5, 5, seed=5), "basis": torch.linalg.qr(normal(5, 2, seed=6)).Q},

@@ -24,7 +24,7 @@ GRADIENT = Problem(
         "for output unit o. `task_vectors` is (task, out, in), M is (out, in); return (out, in)."
     ),
     stub="def row_gradient(task_vectors, update):\n    ...\n",
-    solution=(
+    code=(
         "def row_gradient(task_vectors, update):\n"
         "    residual = (task_vectors * (update - task_vectors)).sum(dim=2, keepdim=True)\n"
         "    return (residual * task_vectors).sum(dim=0)\n"
@@ -82,7 +82,7 @@ STEP = Problem(
         "own part in the subspace must stay what it is."
     ),
     stub="def projected_step(update, gradient, basis, rate):\n    ...\n",
-    solution=(
+    code=(
         "def projected_step(update, gradient, basis, rate):\n"
         "    free = gradient - basis @ (basis.T @ gradient)\n"
         "    return update - rate * free\n"
@@ -139,7 +139,7 @@ LEAK = Problem(
         "(out, k); return one number."
     ),
     stub="def leak(update, start, basis):\n    ...\n",
-    solution=(
+    code=(
         "def leak(update, start, basis):\n"
         "    return float((basis.T @ (update - start)).norm() / (basis.T @ start).norm())\n"
     ),

@@ -22,7 +22,7 @@ RECOVERED = Problem(
         "worse than no fine-tuning at all. Each is a list of accuracies, one per task."
     ),
     stub="def recovered(base, merged, experts):\n    ...\n",
-    solution=(
+    code=(
         "def recovered(base, merged, experts):\n"
         "    def mean(values):\n"
         "        return sum(values) / len(values)\n\n"
@@ -85,7 +85,7 @@ INTERVAL = Problem(
         "by seed, their mean, and $t \\cdot s / \\sqrt n$ with s their standard deviation (n − 1 in its denominator)."
     ),
     stub="def paired(one, other, t):\n    ...\n",
-    solution=(
+    code=(
         "from statistics import mean, stdev\n\n\n"
         "def paired(one, other, t):\n"
         "    differences = [a - b for a, b in zip(one, other)]\n"

@@ -28,7 +28,7 @@ DOUBLE = Problem(
     name="00.0",
     question="Write `double(x)`.",
     stub="def double(x):\n    ...\n",
-    solution="def double(x):\n    return 2 * x\n",
+    code="def double(x):\n    return 2 * x\n",
     cases=[{"x": torch.tensor([1.0, -3.0])}, {"x": torch.tensor([0.5])}],
     wrong=[Wrong(lambda x: x * x, "squared, not doubled.")],
     hints=["Twice.", "Two times x."],
@@ -183,3 +183,21 @@ def test_where_nothing_can_be_kept_the_check_goes_on(tmp_path: Path, monkeypatch
     monkeypatch.setenv(PLACE, str(tmp_path / "a file" / "progress.json"))
     assert DOUBLE.check(lambda x: 2 * x).state == CORRECT
     assert not solved("00.0")
+
+
+def test_the_lesson_goes_on_with_the_learners_function_where_it_is_right(capsys: pytest.CaptureFixture) -> None:
+    def mine(x):
+        return x + x
+
+    assert DOUBLE.use(mine) is mine
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("answer", [None, ..., 3, lambda x: None, lambda x: x * x, lambda y: y])
+def test_it_goes_on_with_its_own_where_there_is_none_that_is_right(
+    answer: object, file: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert DOUBLE.use(answer)(torch.tensor([4.0])).tolist() == [8.0]
+    said = capsys.readouterr().out.strip()
+    assert said == "Exercise 00.0 is not solved yet: the lesson goes on with its own `double`."
+    assert not file.exists()

@@ -30,7 +30,7 @@ def test_the_stub_is_not_attempted(one: Problem) -> None:
 
 @every
 def test_the_solution_is_correct(one: Problem) -> None:
-    assert one.check(defined(one.solution, one.function)).state == CORRECT
+    assert one.check(defined(one.code, one.function)).state == CORRECT
 
 
 @every
@@ -64,7 +64,7 @@ def test_hints_lead_from_one_to_the_next_and_end(one: Problem) -> None:
 @every
 def test_the_question_asks_for_the_function_of_the_stub_and_the_solution_can_be_shown(one: Problem) -> None:
     assert f"`{one.function}(" in one.question
-    assert one.solution.strip() in one.show().text
+    assert one.code.strip() in one.solution().text
     assert one.question in one._repr_markdown_()
 
 
@@ -83,7 +83,7 @@ def test_what_a_learner_does_to_the_arguments_reaches_no_second_check(one: Probl
     assert outcome.state == INCORRECT
     assert outcome.text.startswith("it changed what it was given")
     assert all(same(a, dict(b)) for a, b in zip(before, one.cases, strict=True))
-    assert one.check(defined(one.solution, one.function)).state == CORRECT
+    assert one.check(defined(one.code, one.function)).state == CORRECT
 
 
 def test_there_are_eighteen_of_them_in_the_order_of_the_lessons() -> None:
@@ -99,7 +99,7 @@ def test_exercises_are_found_by_name() -> None:
 
 def test_progress_counts_attempts_and_remembers_what_was_solved() -> None:
     first, second, *_ = PROBLEMS.values()
-    mine: Callable[..., object] = defined(first.solution, first.function)
+    mine: Callable[..., object] = defined(first.code, first.function)
     first.check(first.wrong[0].answer)
     first.check(mine)
     first.check(first.wrong[0].answer)

@@ -1,0 +1,144 @@
+"""How many minutes a lesson takes: to read, to solve its exercises, and for a machine to run."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from nbformat import NotebookNode
+
+from apgd_teach.course.prose import Said
+from apgd_teach.course.sources import find, read_notebook
+from apgd_teach.files import write_atomically
+
+__all__ = ["SHORT", "TIMES", "Minutes", "header", "keep_times", "minutes_of", "times"]
+
+TIMES = Path(__file__).with_name("times.json")
+"""Measured seconds of each notebook in each profile, and on what; written by `apgd-teach run --keep-times`."""
+
+SHORT = "· short route"
+"""Ends the heading of each section that belongs to the route of 45 minutes."""
+
+WORDS_A_MINUTE = 180
+"""Reading speed in a technical text."""
+
+CELL_MINUTES = 0.4
+"""For looking at one code cell and what it shows."""
+
+EXERCISE_MINUTES = 5
+"""For one exercise: most are one to three lines."""
+
+_PROBLEM = re.compile(r"problem\(\"([\d.]+)\"\)\.check")
+_HEADING = re.compile(r"^#{1,3} (.+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Minutes:
+    """What a lesson asks of a reader.
+
+    Attributes:
+        reading: minutes for the text, the code and what it shows.
+        exercises: how many there are.
+        short: minutes for the sections of the short route alone, text and code; 0 where there is none.
+    """
+
+    reading: float
+    exercises: int
+    short: float
+
+    @property
+    def solving(self) -> int:
+        """Minutes for the exercises."""
+        return EXERCISE_MINUTES * self.exercises
+
+
+def minutes_of(notebook: NotebookNode) -> Minutes:
+    """What a notebook asks of a reader, counted from its text.
+
+    Args:
+        notebook: a source's notebook. Exercises are those that it checks.
+    """
+    reading = short = 0.0
+    names: set[str] = set()
+    for on_route, cell in _by_section(notebook):
+        takes = CELL_MINUTES if cell.cell_type == "code" else len(cell.source.split()) / WORDS_A_MINUTE
+        reading += takes
+        short += takes if on_route else 0.0
+        if cell.cell_type == "code":
+            names |= set(_PROBLEM.findall(cell.source))
+    return Minutes(reading, len(names), short)
+
+
+def _by_section(notebook: NotebookNode) -> Iterator[tuple[bool, NotebookNode]]:
+    on_route = False
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            headings = _HEADING.findall(cell.source)
+            if headings:
+                on_route = headings[0].endswith(SHORT)
+        yield on_route, cell
+
+
+def times() -> dict[str, dict[str, float]]:
+    """Measured seconds by profile and notebook's name; empty where none were kept."""
+    kept = _kept()
+    return {profile: dict(one) for profile, one in kept.items() if isinstance(one, dict)}
+
+
+def keep_times(profile: str, seconds: Mapping[str, float], machine: str) -> None:
+    """Write down how long notebooks took.
+
+    Args:
+        profile: that they ran in.
+        seconds: by the notebook's name; others stay as they are.
+        machine: a few words on what they ran on.
+    """
+    kept = _kept()
+    before = kept.get(profile, {})
+    kept[profile] = {**(before if isinstance(before, dict) else {}), **{n: round(s, 1) for n, s in seconds.items()}}
+    kept["machine"] = machine
+    write_atomically(TIMES, (json.dumps(kept, indent=1, sort_keys=True) + "\n").encode())
+
+
+def _kept() -> dict[str, object]:
+    if not TIMES.is_file():
+        return {}
+    found: dict[str, object] = json.loads(TIMES.read_text(encoding="utf-8"))
+    return found
+
+
+def header(number: str) -> Said:
+    """The minutes of a lesson, as its notebook shows them.
+
+    Args:
+        number: of the notebook, "03".
+
+    Raises:
+        CourseError: there is no such notebook.
+
+    Lesson: every notebook.
+    """
+    source = find(number)
+    asked, measured = minutes_of(read_notebook(source)), times()
+    parts = [f"**Reading**: about {asked.reading:.0f} minutes."]
+    if asked.exercises:
+        parts.append(f"**Exercises**: {asked.exercises}, some {asked.solving} minutes.")
+    ran = [f"{spoken(measured[p][source.stem])} in `{p}`" for p in ("fast", "full") if source.stem in measured.get(p, {})]
+    if ran:
+        parts.append(f"**Running all of it**, with nothing trained before: {', '.join(ran)} ({_kept()['machine']}).")
+    if asked.short:
+        parts.append(
+            f"**Short route**: the sections marked so, about {asked.short:.0f} minutes; run the others and read on."
+        )
+    return Said(" ".join(parts))
+
+
+def spoken(seconds: float) -> str:
+    """ "42 s", "3 min 20 s": to five seconds above a minute."""
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
+    minutes, rest = divmod(5 * round(seconds / 5), 60)
+    return f"{minutes} min {rest} s" if rest else f"{minutes} min"
