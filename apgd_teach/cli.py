@@ -82,9 +82,12 @@ def _parser() -> argparse.ArgumentParser:
         "--set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="a parameter of the notebooks"
     )
     run.add_argument("--budget", type=_seconds, metavar="SECONDS", help="the most that one notebook may take")
+    run.add_argument(
+        "--keep-times", action="store_true", help="for maintainers: write down how long each notebook took"
+    )
     run.add_argument("--open", action="store_true", help="open the pages in a browser when done")
 
-    lab = commands.add_parser("lab", help="open the notebooks in JupyterLab; other options are passed on to it")
+    lab = commands.add_parser("lab", help="open a learner's notebooks in JupyterLab; other options are passed on to it")
     lab.set_defaults(command=_lab)
 
     doctor = commands.add_parser("doctor", help="does this machine have what the course needs?")
@@ -150,6 +153,10 @@ def _run(options: argparse.Namespace) -> int:
         budget_s=options.budget,
     )
     print(results_table(results))
+    if options.keep_times and all(result.ok for result in results):
+        from apgd_teach.lessons.header import keep_times
+
+        keep_times(options.profile, {result.name: result.seconds for result in results})
     index = (out / "index.html").resolve()
     print(f"\nRead it: {_near(index)}\n{index.as_uri()}")
     if options.open:
@@ -175,7 +182,7 @@ def _lab(options: argparse.Namespace) -> int:
     # Copies: what a learner writes must not become a change of the course, and an update must not undo it.
     published = notebooks_folder()
     desk = published.parent / "output" / "lab"
-    for sentence in hand_out(published, desk):
+    for sentence in hand_out(published / "student", desk):
         print(sentence, file=sys.stderr)
     command = [sys.executable, "-m", "jupyterlab", *options.rest]
     lab = subprocess.Popen(command, cwd=desk, env=settled(os.environ))

@@ -18,6 +18,7 @@ from nbformat import NotebookNode
 from PIL import Image
 
 import apgd_teach
+from apgd_teach.course.prose import facts_of, fill, stale
 from apgd_teach.course.publish import drop_widgets
 from apgd_teach.course.runner import BUDGET_S, errors_in, profiles_in, run_notebook
 from apgd_teach.course.sources import (
@@ -31,10 +32,21 @@ from apgd_teach.course.sources import (
     source_hash,
     to_notebook,
 )
+from apgd_teach.course.student import student_version
 from apgd_teach.errors import CourseError
 from apgd_teach.files import write_atomically
+from apgd_teach.lessons.header import times
 
-__all__ = ["MAX_BYTES", "build", "build_notebooks", "check_built", "compare"]
+__all__ = [
+    "MAX_BYTES",
+    "build",
+    "build_notebooks",
+    "check_built",
+    "compare",
+    "documents",
+    "handed_out",
+    "quotable",
+]
 
 MAX_BYTES = 400_000
 """The largest notebook that is committed."""
@@ -434,7 +446,45 @@ def build_notebooks(names: Sequence[str | Path] | None = None, check: bool = Fal
         if committed.is_file() and not check:
             for picture in readme_pictures(committed):
                 write_atomically(folder.parent / "docs" / "result.png", picture)
+            write_atomically(folder / "student" / committed.name, notebook_text(handed_out(source)).encode())
+    if not problems:
+        problems += _documents(folder, check)
     return problems
+
+
+def handed_out(source: Path) -> NotebookNode:
+    """The learner's version that is committed for a source: in the profile that the source names, without outputs."""
+    return student_version(to_notebook(source))
+
+
+def _documents(folder: Path, check: bool) -> list[str]:
+    """Bring the numbers that README and docs quote up to date, or say which of them are not."""
+    known, problems = quotable(folder), []
+    for path in documents(folder.parent):
+        text = path.read_text(encoding="utf-8")
+        filled = text if check else fill(text, known)
+        if filled != text:
+            write_atomically(path, filled.encode())
+        problems += stale(filled, known, path.name)
+    return problems
+
+
+def documents(root: Path) -> list[Path]:
+    """The files that may quote what notebooks have recorded."""
+    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+
+
+def quotable(folder: Path) -> dict[str, float]:
+    """Everything that may be quoted: what notebooks recorded, and how long they took ("time.fast.total", in minutes).
+
+    Args:
+        folder: of the committed notebooks.
+    """
+    known = facts_of(sorted(folder.glob("*.ipynb")))
+    for profile, seconds in times().items():
+        known |= {f"time.{profile}.{name}": one / 60 for name, one in seconds.items()}
+        known[f"time.{profile}.total"] = sum(seconds.values()) / 60
+    return known
 
 
 def readme_pictures(ipynb: Path) -> list[bytes]:

@@ -9,7 +9,6 @@ sentence beside it may stand.
 from __future__ import annotations
 
 import json
-import operator
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +23,6 @@ MIME = "application/vnd.apgd-teach.facts+json"
 
 _SPAN = re.compile(r"<!-- =(?P<name>[\w.-]+)(?::(?P<format>[^ >]*))? -->(?P<shown>[^<]*)<!-- = -->")
 _HOLDS = re.compile(r"<!-- holds (?P<left>\S+) (?P<sign>[<>]) (?P<right>\S+) -->")
-_SIGNS = {"<": operator.lt, ">": operator.gt}
 
 
 class UntrueError(CourseError):
@@ -139,12 +137,12 @@ def stale(text: str, facts: Mapping[str, float], name: str) -> list[str]:
         if off > 1.01 * 10.0**-decimals:
             problems.append(f"{name} says {shown} for '{fact}', which is {facts[fact]:g} now: build again.")
     for order in _HOLDS.finditer(text):
-        sides = [facts.get(order[side], _number(order[side])) for side in ("left", "right")]
-        if None in sides:
+        left, right = (facts.get(order[side], _number(order[side])) for side in ("left", "right"))
+        if left is None or right is None:
             problems.append(f"{name}: '{order[0]}' names what no notebook records.")
-        elif not _SIGNS[order["sign"]](*sides):
+        elif not (left < right if order["sign"] == "<" else left > right):
             problems.append(
-                f"{name}: '{order[0]}' is not true any more ({sides[0]:g} and {sides[1]:g}): write the sentence anew."
+                f"{name}: '{order[0]}' is not true any more ({left:g} and {right:g}): write the sentence anew."
             )
     return problems
 

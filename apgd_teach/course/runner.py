@@ -247,7 +247,12 @@ def run_notebook(
         ran, words, cwd = Path(folder, "run.ipynb"), Path(folder, "kernel.log"), Path(folder, "work")
         cwd.mkdir()
         with open(words, "wb") as log:
-            start = {"env": _environment({PLACE: str(Path(folder, "progress.json")), **(env or {})}), "cwd": str(cwd), "stdout": log, "stderr": log}
+            start = {
+                "env": _environment({PLACE: str(Path(folder, "progress.json")), **(env or {})}),
+                "cwd": str(cwd),
+                "stdout": log,
+                "stderr": log,
+            }
             run = Run(budget, budget if cell_s is None else cell_s, start)
             watch = _Watch(run)
             watch.start()

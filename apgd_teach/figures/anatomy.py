@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from apgd_teach.data import TaskData
@@ -16,7 +15,7 @@ from apgd_teach.merging import StateDict
 __all__ = ["cosine_matrix", "draw_cosines", "draw_norms", "draw_spectra", "draw_tasks", "layer_norms", "spectra"]
 
 
-def draw_tasks(tasks: Mapping[str, TaskData], examples: int = 6) -> Figure:
+def draw_tasks(tasks: Mapping[str, TaskData], examples: int = 6) -> Drawing:
     """A row of pictures per task: the first test image of each of the first `examples` classes. Lesson: 01."""
     with styled():
         drawn, axes = figure(len(tasks), examples, width=1.05 * examples + 2.2, height=1.05 * len(tasks))
@@ -31,7 +30,8 @@ def draw_tasks(tasks: Mapping[str, TaskData], examples: int = 6) -> Figure:
                 spot.grid(False)
                 if column == 0:
                     spot.set_ylabel(task.title, rotation=0, ha="right", va="center")
-        return drawn
+    titles = "; ".join(task.title for task in tasks.values())
+    return Drawing(drawn, f"{examples} test images of each task, a row per task: {titles}.", photo=True)
 
 
 def layer_norms(base: StateDict, vectors: Mapping[str, StateDict]) -> dict[str, dict[str, float]]:
@@ -42,7 +42,7 @@ def layer_norms(base: StateDict, vectors: Mapping[str, StateDict]) -> dict[str, 
     }
 
 
-def draw_norms(norms: Mapping[str, Mapping[str, float]], titles: Mapping[str, str]) -> Figure:
+def draw_norms(norms: Mapping[str, Mapping[str, float]], titles: Mapping[str, str]) -> Drawing:
     """How far each layer moved, by task: `layer_norms` as marks over the layers. Lesson: 01."""
     with styled():
         drawn, (axes,) = figure(height=3.6)
@@ -55,12 +55,28 @@ def draw_norms(norms: Mapping[str, Mapping[str, float]], titles: Mapping[str, st
                 **{**look(i), "linestyle": ""},
                 label=titles[task],
             )
-        axes.set_xticks(range(len(layers)), [layer.removesuffix(".weight") for layer in layers])
+        axes.set_xticks(range(len(layers)), [_short(layer) for layer in layers])
         axes.set_ylabel("‖τ‖ / ‖θ₀‖  (%)")
         axes.set_ylim(bottom=0)
         axes.set_title("How far fine-tuning moved each layer")
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-        return drawn
+    by_task = [
+        f"{titles[task]}: " + ", ".join(f"{_short(layer)} {share:.1f} %" for layer, share in by_layer.items())
+        for task, by_layer in norms.items()
+    ]
+    return Drawing(
+        drawn,
+        f"How far fine-tuning moved each layer, as a share of the base's norm. {'; '.join(by_task)}.",
+        {
+            f"{titles[task]}, {_short(layer)} (%)": share
+            for task, by_layer in norms.items()
+            for layer, share in by_layer.items()
+        },
+    )
+
+
+def _short(layer: str) -> str:
+    return layer.removesuffix(".weight")
 
 
 def cosine_matrix(vectors: Mapping[str, StateDict]) -> Tensor:
@@ -70,7 +86,7 @@ def cosine_matrix(vectors: Mapping[str, StateDict]) -> Tensor:
     return flat @ flat.T
 
 
-def draw_cosines(cosines: Tensor, titles: list[str]) -> Figure:
+def draw_cosines(cosines: Tensor, titles: list[str]) -> Drawing:
     """`cosine_matrix` as a map with its numbers. Lesson: 01."""
     with styled():
         drawn, (axes,) = figure(width=7.6, height=5.4)
@@ -91,7 +107,14 @@ def draw_cosines(cosines: Tensor, titles: list[str]) -> Figure:
         axes.grid(False)
         axes.set_title("Cosine between task vectors")
         drawn.colorbar(picture, ax=axes, shrink=0.8)
-        return drawn
+    pairs = {
+        f"{a} and {b}": float(cosines[row, column])
+        for row, a in enumerate(titles)
+        for column, b in enumerate(titles)
+        if row < column
+    }
+    words = "; ".join(f"{pair}: {value:.2f}" for pair, value in pairs.items())
+    return Drawing(drawn, f"Cosines between task vectors. {words or 'There is one alone'}.", pairs)
 
 
 def spectra(vectors: Mapping[str, StateDict], layer: str) -> dict[str, Tensor]:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from apgd_teach.evaluate import Comparison
+from apgd_teach.figures.drawing import Drawing
 from apgd_teach.figures.style import COLORS, MARKERS, figure, look, styled
 from apgd_teach.landscape import Path, Plane
 
 __all__ = ["draw_comparison", "draw_paths", "draw_planes"]
 
 
-def draw_comparison(compared: Mapping[str, Comparison]) -> Figure:
+def draw_comparison(compared: Mapping[str, Comparison]) -> Drawing:
     """Accuracy by task: base, merged networks and experts as marks on one line per task; a panel per comparison.
 
     Args:
@@ -50,10 +50,18 @@ def draw_comparison(compared: Mapping[str, Comparison]) -> Figure:
         for place in axes:
             place.set_xlim(max(0.0, lowest), 100.5)
         drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names))
-        return drawn
+    return Drawing(
+        drawn,
+        "Accuracy on test images by task. " + " ".join(f"{title}: {one.words()}" for title, one in compared.items()),
+        {
+            f"{title}, {names[label]}, mean (%)": one.average(label)
+            for title, one in compared.items()
+            for label in names
+        },
+    )
 
 
-def draw_paths(paths: Mapping[str, Path], titles: Mapping[str, str], ends: tuple[str, str]) -> Figure:
+def draw_paths(paths: Mapping[str, Path], titles: Mapping[str, str], ends: tuple[str, str]) -> Drawing:
     """Loss along straight lines between two networks, a line per task and a panel per path.
 
     Logarithmic, so that a line that is nearly flat and one that climbs far can be read side by side. Lesson: 02.
@@ -84,13 +92,25 @@ def draw_paths(paths: Mapping[str, Path], titles: Mapping[str, str], ends: tuple
             place.set_title(title)
         if len(tasks) == 1:
             axes[0].set_ylabel(f"loss on {titles[tasks[0]]} (nats)")
-            return drawn
-        axes[0].set_ylabel("loss (nats)")
-        drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-        return drawn
+        else:
+            axes[0].set_ylabel("loss (nats)")
+            drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    first, last = (" ".join(end.split()) for end in ends)
+    words = [
+        f"Loss on {titles[task]}, {title}: {path.words(task)}." for title, path in paths.items() for task in path.losses
+    ]
+    return Drawing(
+        drawn,
+        f"On the straight line from the {first} to the {last}. {' '.join(words)}",
+        {
+            f"{title}, {titles[task]}, highest loss (nats)": max(losses)
+            for title, path in paths.items()
+            for task, losses in path.losses.items()
+        },
+    )
 
 
-def draw_planes(planes: Mapping[str, Plane], titles: Mapping[str, str]) -> Figure:
+def draw_planes(planes: Mapping[str, Plane], titles: Mapping[str, str]) -> Drawing:
     """Mean loss over the plane through three networks, a panel with its own levels per plane.
 
     Contours are labelled, so the picture can be read without its colours. Lesson: 02.
@@ -124,4 +144,13 @@ def draw_planes(planes: Mapping[str, Plane], titles: Mapping[str, str]) -> Figur
             towards = [titles.get(name, name) for name in plane.places][1:2]
             place.set_xlabel(f"distance in weight space, towards {''.join(towards) or 'another network'}")
             place.set_ylabel("distance sideways")
-        return drawn
+    return Drawing(
+        drawn,
+        "Loss over the plane through three networks. "
+        + " ".join(f"{title}: {plane.words()}." for title, plane in planes.items()),
+        {
+            f"{title}, {titles.get(name, name)} (nats)": loss
+            for title, plane in planes.items()
+            for name, loss in plane.at.items()
+        },
+    )

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import platform
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from nbformat import NotebookNode
 
 from apgd_teach.course.prose import Said
-from apgd_teach.course.sources import find, read_notebook
+from apgd_teach.devices import describe_device, pick_device
 from apgd_teach.files import write_atomically
 
 __all__ = ["SHORT", "TIMES", "Minutes", "header", "keep_times", "minutes_of", "times"]
@@ -88,19 +90,23 @@ def times() -> dict[str, dict[str, float]]:
     return {profile: dict(one) for profile, one in kept.items() if isinstance(one, dict)}
 
 
-def keep_times(profile: str, seconds: Mapping[str, float], machine: str) -> None:
-    """Write down how long notebooks took.
+def keep_times(profile: str, seconds: Mapping[str, float]) -> None:
+    """Write down how long notebooks took on this machine.
 
     Args:
         profile: that they ran in.
         seconds: by the notebook's name; others stay as they are.
-        machine: a few words on what they ran on.
     """
     kept = _kept()
     before = kept.get(profile, {})
     kept[profile] = {**(before if isinstance(before, dict) else {}), **{n: round(s, 1) for n, s in seconds.items()}}
-    kept["machine"] = machine
+    kept["machine"] = _machine()
     write_atomically(TIMES, (json.dumps(kept, indent=1, sort_keys=True) + "\n").encode())
+
+
+def _machine() -> str:
+    release = ".".join(torch.__version__.split(".")[:2])
+    return f"{describe_device(pick_device())}, {platform.machine()}, PyTorch {release}"
 
 
 def _kept() -> dict[str, object]:
@@ -121,12 +127,17 @@ def header(number: str) -> Said:
 
     Lesson: every notebook.
     """
+    # jupytext takes a while to import, which `import apgd_teach.lessons` need not wait for.
+    from apgd_teach.course.sources import find, read_notebook
+
     source = find(number)
     asked, measured = minutes_of(read_notebook(source)), times()
     parts = [f"**Reading**: about {asked.reading:.0f} minutes."]
     if asked.exercises:
         parts.append(f"**Exercises**: {asked.exercises}, some {asked.solving} minutes.")
-    ran = [f"{spoken(measured[p][source.stem])} in `{p}`" for p in ("fast", "full") if source.stem in measured.get(p, {})]
+    ran = [
+        f"{spoken(measured[p][source.stem])} in `{p}`" for p in ("fast", "full") if source.stem in measured.get(p, {})
+    ]
     if ran:
         parts.append(f"**Running all of it**, with nothing trained before: {', '.join(ran)} ({_kept()['machine']}).")
     if asked.short:

@@ -14,12 +14,16 @@ TIER = "bundled"  # or "full", once fetched: apgd-teach data --fetch
 
 # %%
 from apgd_teach.course.profiles import use_profile
-from IPython.display import Markdown
+from apgd_teach.course.prose import say
+from apgd_teach.lessons import header, problem, progress
 
 profile = use_profile(PROFILE)
 
+# %% tags=["machine"]
+header("00")
+
 # %% [markdown]
-# ## Is this machine ready?
+# ## Is this machine ready? · short route
 #
 # The doctor looks at what the course needs and says, row by row, "OK" or what to do. (The same table in a terminal:
 # `apgd-teach doctor`.)
@@ -41,21 +45,25 @@ source = open_source(TIER)
 source.note
 
 # %% [markdown]
-# ## The course
+# ## The course · short route
 #
-# | | notebook | what it ends by having shown | in this version |
-# |---|---|---|---|
-# | 00 | Start here | your machine is ready, and one function merges eight experts | here |
-# | 01 | Toy experts | experts differ from their base by a small, structured vector | yes |
-# | 02 | Naive averaging | the average of good experts can be worse than the base | yes |
-# | 03 | Task arithmetic and interference | one global λ trades tasks against each other | not yet |
-# | 04 | The gap | the gap can be estimated without data, and where that estimate breaks | not yet |
-# | 05 | Shared subspace | what the tasks share is a subspace one can compute and protect | not yet |
-# | 06 | Projected gradient descent | descent on Δ closes the gap that averaging leaves | not yet |
-# | 07 | Honest comparison | which method wins here, by how much, using what data, at what cost | not yet |
-# | 08 | Colour images on a GPU | the same code, on colour images and an accelerator | not yet |
-# | 09 | Merge your own | you can merge two checkpoints from disk, and are told before if you cannot | not yet |
-# | 10 | Capstone | change one thing, predict, measure, explain | not yet |
+# | notebook | what it ends by having shown |
+# |---|---|
+# | 00 · Start here | your machine is ready, and one function merges eight experts |
+# | [01 · Toy experts](01_toy_experts.ipynb) | experts differ from their base by a small, structured vector |
+# | [02 · Naive averaging](02_naive_averaging.ipynb) | the average of good experts can be worse than the base |
+# | [03 · Task arithmetic and interference](03_interference.ipynb) | one global λ trades tasks against each other |
+# | [04 · The gap](04_the_gap.ipynb) | the gap can be estimated without data, and where that estimate breaks |
+# | [05 · The shared subspace](05_shared_subspace.ipynb) | what the tasks share can be computed and protected |
+# | [06 · Projected gradient descent](06_projected_descent.ipynb) | descent on Δ closes part of the gap |
+# | [07 · An honest comparison](07_honest_comparison.ipynb) | which method wins here, by how much, at what cost |
+# | 08 · Colour images on a GPU (not yet) | the same code, on colour images and an accelerator |
+# | 09 · Merge your own (not yet) | you can merge two checkpoints from disk, and are told before if you cannot |
+# | 10 · Capstone (not yet) | change one thing, predict, measure, explain |
+#
+# All of 00 to 07 is a sitting of about three hours. **In 45 minutes**: the sections of 00, 02 and 06 that are marked
+# *short route*; the last one of 06 merges two files of your own. Run the cells between them too (*Run* → *Run Selected
+# Cell and All Above*), without reading.
 #
 # A few words that will come back all the time:
 #
@@ -68,7 +76,7 @@ source.note
 # * **merge**: making one encoder $\theta^*$ that serves all tasks, from the weights alone, without any data.
 
 # %% [markdown]
-# ## A merge
+# ## A merge · short route
 #
 # Eight tasks: digits that are upright, rotated, inverted or noisy, and clothes that are upright, flipped, inverted or
 # rotated. `make_pool` trains a small base once, then one expert per task, and keeps them in a cache: the first run
@@ -115,27 +123,77 @@ result = compare(pool, {"average": merged}, images=profile.test_images)
 result.table()
 
 # %%
-show(
-    draw_comparison({"one network for eight tasks": result}),
-    f"Accuracy on test images by task: {result.words()}",
-)
+show(draw_comparison({"one network for eight tasks": result}))
 
 # %%
 result.summary()
 
 # %% [markdown]
-# ## What this run showed
+# ## What this run showed · short route
 
 # %%
-Markdown(
+say(
     f"One function merged {len(pool.experts)} experts into one network. Over the eight tasks the base reaches "
     f"**{result.average('base'):.1f} %**, the experts **{result.average('experts'):.1f} %**, each on its own task, "
     f"and the average of all of them **{result.average('average'):.1f} %**. Against the base that is "
     f"{result.against('average')} points: **{result.against('average').verdict}**, judged by the 95 % interval over "
     f"test images. Of what fine-tuning gained, averaging kept {result.recovered_words('average')} %. "
     "The rest of the course is about what averaging throws away: where it goes, how it can be estimated without data, "
-    "and how much of it can be won back."
+    "and how much of it can be won back.",
+    facts={
+        "00.base": result.average("base"),
+        "00.experts": result.average("experts"),
+        "00.average": result.average("average"),
+    },
 )
+
+# %% [markdown]
+# ## How exercises work
+#
+# In the learner's version of these notebooks, which `python3 run.py lab` opens, some functions are yours to write. An
+# exercise says what is asked for, and `check` says of your answer that it is right, or what is wrong with it, or that
+# there is none yet. (In the published version you see a solution in its place.) One to warm up, on what every table
+# above counts:
+
+# %%
+problem("00.1")
+
+
+# %% tags=["exercise"]
+def accuracy(logits, labels):
+    # your code: begin
+    return 100 * float((logits.argmax(dim=1) == labels).float().mean())
+    # your code: end
+
+
+problem("00.1").check(accuracy)
+
+# %% [markdown]
+# Stuck? `problem("00.1").hint(1)`, then `hint(2)`; the last resort is `problem("00.1").solution()`. A lesson goes on
+# with your function where it is right, and with its own where it is not, so nobody is held up:
+
+# %%
+from apgd_teach.evaluate import Evaluator
+
+accuracy = problem("00.1").use(accuracy)
+evaluator = Evaluator(pool, images=profile.test_images)
+_, labels = evaluator.looked_at("digits-upright")
+mine = accuracy(evaluator.logits(merged.state_dict, "digits-upright"), labels)
+say(
+    f"By your function the average names {mine:.1f} % of *digits, upright* rightly.",
+    holds={
+        "the table above says the same": abs(
+            mine - result.merged["average"]["digits-upright"].accuracy
+        )
+        < 0.05
+    },
+)
+
+# %% [markdown]
+# What you have solved on this machine is kept in a file of your own, and goes nowhere:
+
+# %% tags=["machine"]
+progress()
 
 # %% [markdown]
 # ## Try it

@@ -12,9 +12,13 @@ TIER = "bundled"  # or "full", once fetched: apgd-teach data --fetch
 
 # %%
 from apgd_teach.course.profiles import use_profile
-from IPython.display import Markdown
+from apgd_teach.course.prose import say
+from apgd_teach.lessons import header, problem
 
 profile = use_profile(PROFILE)
+
+# %% tags=["machine"]
+header("01")
 
 # %% [markdown]
 # ## The data: two families, eight tasks
@@ -31,19 +35,11 @@ cards_table()
 
 # %%
 from apgd_teach.data import TASKS
-from apgd_teach.figures import Drawing, draw_tasks, show
+from apgd_teach.figures import draw_tasks, show
 
 tasks = {name: source.task(name) for name in TASKS}
 titles = {name: task.title for name, task in tasks.items()}
-show(
-    Drawing(
-        draw_tasks(tasks),
-        "Six test pictures of each of the eight tasks, one row per task: "
-        + "; ".join(titles.values())
-        + ".",
-        photo=True,
-    )
-)
+show(draw_tasks(tasks))
 
 # %% [markdown]
 # The labels of a family are the same in all its variants: an inverted 7 is still a 7. What changes is the input, so
@@ -195,15 +191,7 @@ Table(
 from apgd_teach.figures import draw_norms, layer_norms
 
 norms = layer_norms(pool.base, vectors)
-show(
-    draw_norms(norms, titles),
-    "How far fine-tuning moved each layer, as a share of the base's norm. "
-    + "; ".join(
-        f"{titles[task]}: "
-        + ", ".join(f"{layer.removesuffix('.weight')} {share:.1f} %" for layer, share in by.items())
-        for task, by in norms.items()
-    ),
-)
+show(draw_norms(norms, titles))
 
 # %% [markdown]
 # ### Structured
@@ -216,11 +204,31 @@ show(
 #
 # > **Predict before you run.** What share of the energy do the first ten singular values of the encoder's last
 # > layer, `linear.weight`, carry? And after shuffling?
+#
+# Write what is needed for that yourself. (Stuck? `problem("01.2").hint(1)`; its last resort is `.solution()`.)
 
 # %%
-import torch
-from apgd_teach.figures import draw_spectra, spectra
+problem("01.2")
 
+# %% tags=["exercise"]
+import torch
+
+
+def energy(task_vector, first):
+    # your code: begin
+    squares = torch.linalg.svdvals(task_vector).square()
+    return float(squares[:first].sum() / squares.sum())
+    # your code: end
+
+
+problem("01.2").check(energy)
+
+# %% [markdown] tags=["solution"]
+# The singular values are lengths, their squares add up to $\lVert\tau\rVert_F^2$: that is why a share of the squares
+# is a share of something. PyTorch gives them sorted, the largest first.
+
+# %%
+energy = problem("01.2").use(energy)
 LAYER = "linear.weight"
 
 
@@ -236,10 +244,9 @@ def shuffled(vector, seed):
 control = {name: shuffled(vector, seed) for seed, (name, vector) in enumerate(vectors.items())}
 
 
-def energy(vector, first):
-    """The share of the energy that the first singular values carry, in per cent."""
-    values = torch.linalg.svdvals(vector[LAYER].reshape(vector[LAYER].shape[0], -1)).square()
-    return 100 * float(values[:first].sum() / values.sum())
+def carried(vector, first):
+    """The share of LAYER's energy that the first singular values carry, in per cent."""
+    return 100 * energy(vector[LAYER], first)
 
 
 shares = Table(
@@ -247,10 +254,10 @@ shares = Table(
     [
         (
             titles[name],
-            energy(vectors[name], 10),
-            energy(vectors[name], 50),
-            energy(control[name], 10),
-            energy(control[name], 50),
+            carried(vectors[name], 10),
+            carried(vectors[name], 50),
+            carried(control[name], 10),
+            carried(control[name], 50),
         )
         for name in vectors
     ],
@@ -259,7 +266,7 @@ shares = Table(
 shares
 
 # %%
-from apgd_teach.figures import Slider, panel
+from apgd_teach.figures import Slider, draw_spectra, panel, spectra
 
 compared = {**vectors, "shuffled": control["digits-upright"]}
 layers = [name for name, tensor in pool.base.items() if tensor.ndim >= 2]
@@ -286,21 +293,42 @@ panel(
 # **Relations.** Two shuffled vectors of this many numbers are nearly at a right angle. Are two task vectors?
 
 # %%
+problem("01.1")
+
+
+# %% tags=["exercise"]
+def cosine(one, other):
+    # your code: begin
+    a = torch.cat([one[key].flatten() for key in one])
+    b = torch.cat([other[key].flatten() for key in one])
+    return float(a @ b / (a.norm() * b.norm()))
+    # your code: end
+
+
+problem("01.1").check(cosine)
+
+# %% [markdown] tags=["solution"]
+# One long vector per expert first, the angle then. A mean of the layers' cosines would count a small layer as much as
+# a large one.
+
+# %% [markdown]
+# > **Predict before you run.** Which two of the eight tasks have the nearest task vectors?
+
+# %%
 from statistics import median
 
+cosine = problem("01.1").use(cosine)
+upright, noisy = vectors["digits-upright"], vectors["digits-noisy"]
+say(
+    f"Yours, of *{titles['digits-upright']}* and *{titles['digits-noisy']}*: "
+    f"{cosine(upright, noisy):.2f}. All pairs, in one product of matrices:"
+)
+
+# %%
 from apgd_teach.figures import cosine_matrix, draw_cosines
 
 cosines = cosine_matrix(vectors)
-show(
-    draw_cosines(cosines, list(titles.values())),
-    "Cosines between task vectors. "
-    + "; ".join(
-        f"{a} and {b}: {float(cosines[i, j]):.2f}"
-        for i, a in enumerate(titles.values())
-        for j, b in enumerate(titles.values())
-        if i < j
-    ),
-)
+show(draw_cosines(cosines, list(titles.values())))
 
 # %%
 pairs = [(a, b) for a in range(len(titles)) for b in range(a)]
@@ -340,21 +368,29 @@ Table(
 from apgd_teach.merging.statedict import relative_norm
 
 moved = {name: 100 * relative_norm(pool.base, expert) for name, expert in pool.experts.items()}
-carried = [float(value) for value in shares.column("τ, first 10")]
-carried_shuffled = [float(value) for value in shares.column("shuffled, first 10")]
+held = [float(value) for value in shares.column("τ, first 10")]
+held_shuffled = [float(value) for value in shares.column("shuffled, first 10")]
 small = max(moved.values()) < 20
-structured = min(carried) > 2 * max(carried_shuffled)
-Markdown(
+structured = min(held) > 2 * max(held_shuffled)
+say(
     f"**Small (less than a fifth of the base): {'yes' if small else 'no'}.** Over all layers an expert is "
     f"{min(moved.values()):.1f} to {max(moved.values()):.1f} % of ‖θ₀‖ away from the base.\n\n"
     f"**Structured (more than twice what shuffled numbers carry): {'yes' if structured else 'no'}.** "
-    f"In `{LAYER}`, the encoder's last layer, ten directions carry {min(carried):.0f} to "
-    f"{max(carried):.0f} % of a task vector's energy; of the same numbers shuffled, {min(carried_shuffled):.1f} to "
-    f"{max(carried_shuffled):.1f} %.\n\n"
+    f"In `{LAYER}`, the encoder's last layer, ten directions carry {min(held):.0f} to "
+    f"{max(held):.0f} % of a task vector's energy; of the same numbers shuffled, {min(held_shuffled):.1f} to "
+    f"{max(held_shuffled):.1f} %.\n\n"
     f"**Related, and not by family alone.** The nearest pair of a family has a cosine of {max(within):.2f}; the median "
     f"of one family's pairs is {median(within):.2f}, that of pairs across families {median(across):.2f}. Of shuffled "
     f"vectors the largest cosine is {by_chance:.3f}: of the {len(pairs)} pairs, "
-    f"{sum(abs(value) <= by_chance for value in within + across)} cannot be told from chance by that."
+    f"{sum(abs(value) <= by_chance for value in within + across)} cannot be told from chance by that.",
+    holds={
+        "your cosine is the one of the map": abs(
+            cosine(upright, noisy)
+            - float(cosines[names.index("digits-upright"), names.index("digits-noisy")])
+        )
+        < 1e-4
+    },
+    facts={"01.moved.most": max(moved.values()), "01.carried.least": min(held)},
 )
 
 # %% [markdown]

@@ -12,9 +12,10 @@ TIER = "bundled"  # or "full", once fetched: apgd-teach data --fetch
 
 # %%
 from apgd_teach.course.profiles import use_profile
+from apgd_teach.course.prose import say
 from apgd_teach.data import open_source
 from apgd_teach.experts import make_pool
-from IPython.display import Markdown
+from apgd_teach.lessons import header, problem
 
 profile = use_profile(PROFILE)
 source = open_source(TIER)
@@ -36,31 +37,71 @@ def pool_of(regime, seed=SEED, tasks=None):
 mild = pool_of("mild")
 titles = {name: task.title for name, task in mild.tasks.items()}
 
+# %% tags=["machine"]
+header("02")
+
 # %% [markdown]
-# ## The average, by hand
+# ## The average, by hand · short route
 #
 # With $T$ experts, the simple average is the mean of their weights, and that is the base plus the mean task vector:
 #
 # $$\theta^* = \frac{1}{T}\sum_i \theta_i = \theta_0 + \frac{1}{T}\sum_i \tau_i .$$
 #
-# Both, tensor by tensor, and then the library's call:
+# Write both steps. (Stuck? `problem("02.1").hint(1)`; the last resort is `problem("02.1").solution()`.)
+
+# %%
+problem("02.1")
+
+
+# %% tags=["exercise"]
+def task_vector(base, expert):
+    # your code: begin
+    return {key: expert[key] - base[key] for key in base}
+    # your code: end
+
+
+problem("02.1").check(task_vector)
+
+# %%
+problem("02.2")
+
+
+# %% tags=["exercise"]
+def average(base, experts):
+    # your code: begin
+    T = len(experts)
+    return {
+        key: base[key] + sum(expert[key] - base[key] for expert in experts.values()) / T
+        for key in base
+    }
+    # your code: end
+
+
+problem("02.2").check(average)
+
+# %% [markdown] tags=["solution"]
+# `base[key] + …` makes a new tensor. `base[key] += …` would have changed the base itself, and with it every later
+# result.
+
+# %% [markdown]
+# Your two functions on the eight real experts, and then the library's call:
 
 # %%
 import torch
 from apgd_teach.merging import merge, task_vectors
 
+task_vector = problem("02.1").use(task_vector)
+average = problem("02.2").use(average)
 vectors = task_vectors(mild.base, mild.experts)
-T = len(mild.experts)
-by_mean = {key: sum(expert[key] for expert in mild.experts.values()) / T for key in mild.base}
-by_vectors = {
-    key: mild.base[key] + sum(tau[key] for tau in vectors.values()) / T for key in mild.base
-}
+mine = average(mild.base, mild.experts)
 average_mild = merge(mild.base, mild.experts, method="average")
 
-for mine in (by_mean, by_vectors):
-    for key, tensor in average_mild.state_dict.items():
-        torch.testing.assert_close(mine[key], tensor)
-f"all three agree, in all {len(by_mean)} tensors"
+for name, expert in mild.experts.items():
+    for key, tau in task_vector(mild.base, expert).items():
+        torch.testing.assert_close(tau, vectors[name][key])
+for key, tensor in average_mild.state_dict.items():
+    torch.testing.assert_close(mine[key], tensor)
+f"yours and the library's agree, in all {len(mine)} tensors"
 
 # %% [markdown]
 # Every merge comes with an audit: what was done to each tensor, and how large the step $M = \theta^* - \theta_0$ was
@@ -110,7 +151,7 @@ else:
 # The guard watches the course's own data objects, files, and the network. It cannot see a tensor that somebody loaded
 # earlier and hid in a closure; that is what reading a method's source is for.
 #
-# ## Mild and hot fine-tuning
+# ## Mild and hot fine-tuning · short route
 #
 # Two sets of experts from the same base. *Mild* ones are fine-tuned with a small learning rate, *hot* ones with a
 # large one. Everything else is the same: data, steps, heads, seed.
@@ -149,11 +190,7 @@ results = {
     "mild": compare(mild, {"average": average_mild}, images=profile.test_images),
     "hot": compare(hot, {"average": average_hot}, images=profile.test_images),
 }
-show(
-    draw_comparison(results),
-    "Accuracy on test images by task. "
-    + " ".join(f"{name}: {one.words()}" for name, one in results.items()),
-)
+show(draw_comparison(results))
 
 # %%
 results["mild"].table()
@@ -162,7 +199,7 @@ results["mild"].table()
 results["hot"].table()
 
 # %% [markdown]
-# ## The gap, and the worst task
+# ## The gap, and the worst task · short route
 #
 # The average over tasks hides who pays. What a user of task $j$ loses by getting the merged network instead of their
 # own expert is the **gap**,
@@ -172,6 +209,35 @@ results["hot"].table()
 # measured here on test images. $L_j(\theta)$ is the mean cross-entropy of the encoder $\theta$ under task $j$'s frozen
 # head; with natural logarithms its unit is the nat. A gap of 0.7 nats halves the probability that the right class is
 # given (in the geometric mean over images). Making this small, without data, is what the method of this course is for.
+
+# %%
+problem("02.3")
+
+
+# %% tags=["exercise"]
+def gaps(merged, own):
+    # your code: begin
+    found = {task: merged[task] - own[task] for task in merged}
+    return found, max(found, key=found.get)
+    # your code: end
+
+
+problem("02.3").check(gaps)
+
+# %%
+gaps = problem("02.3").use(gaps)
+by_task, pays_most = gaps(
+    {task: score.loss for task, score in results["hot"].merged["average"].items()},
+    {task: score.loss for task, score in results["hot"].experts.items()},
+)
+say(
+    f"Most is paid by *{titles[pays_most]}*: {by_task[pays_most]:.2f} nats, with the average of the hot experts.",
+    holds={
+        "your gaps are the table's": all(
+            abs(by_task[task] - gap) < 1e-4 for task, gap in results["hot"].gap("average").items()
+        )
+    },
+)
 
 # %%
 results["mild"].gap_table()
@@ -202,23 +268,25 @@ results["hot"].summary()
 from apgd_teach.evaluate import Evaluator
 from apgd_teach.figures import Slider, draw_examples, find_mistakes, panel
 
-gaps = results["hot"].gap("average")
-largest = max(gaps, key=gaps.get)
+largest = pays_most
 mistakes = find_mistakes(
     Evaluator(hot, images=profile.test_images), hot.base, average_hot.state_dict
 )
 
 
+named = {title: name for name, title in titles.items()}
+
+
 def draw_images(task, kind):
     """Looks up: nothing is evaluated while you choose."""
-    return draw_examples(mistakes, task=task, kind=kind)
+    return draw_examples(mistakes, task=named[task], kind=kind)
 
 
 panel(
     draw_images,
     title="What the average of the hot experts breaks and saves",
     static=[{"kind": "broken"}, {"kind": "saved"}],
-    task=Slider("task", list(titles), start=largest),
+    task=Slider("task", list(named), start=titles[largest]),
     kind=Slider("images", ["broken", "saved"]),
 )
 
@@ -247,13 +315,11 @@ for name, pool, average in (("mild", mild, average_mild), ("hot", hot, average_h
 show(
     draw_planes(
         {f"{name}: loss on {titles[largest]}": plane for name, plane in planes.items()}, titles
-    ),
-    f"Loss on {titles[largest]} over the plane through base, its expert and the average of eight. "
-    + " ".join(f"{name}: {plane.words()}." for name, plane in planes.items()),
+    )
 )
 
 # %%
-Markdown(
+say(
     "\n".join(
         f"* **{name}**: this task's expert lies {plane.places['its expert'][0]:.1f} from the base, the average of "
         f"eight {(x**2 + y**2) ** 0.5:.1f}: {x:.1f} towards the expert and {y:.1f} sideways, where the other seven "
@@ -288,11 +354,7 @@ paths = {
     name: loss_path(evaluator, mild.experts[A], end, [A], points=profile.path_points)
     for name, end in ends.items()
 }
-show(
-    draw_paths(paths, titles, (f"expert of\n{titles[A]}", f"expert of\n{titles[B]}")),
-    f"Loss on {titles[A]} on the straight line from its expert to an expert of {titles[B]}. "
-    + " ".join(f"{name}: {path.words(A)}." for name, path in paths.items()),
-)
+show(draw_paths(paths, titles, (f"expert of\n{titles[A]}", f"expert of\n{titles[B]}")))
 
 # %% [markdown]
 # The far end of the second line is no fair judge: that network never met *this* task's head, its features mean
@@ -330,7 +392,7 @@ Table(
 print("; ".join(map(str, both["two bases"][2].audit.warnings)) or "no warning")
 
 # %% [markdown]
-# ## What this run showed
+# ## What this run showed · short route
 
 # %%
 against = {name: one.against("average") for name, one in results.items()}
@@ -341,7 +403,7 @@ middle = {
     for name, (on_a, on_b, _) in both.items()
 }
 shown = against["hot"].verdict == "worse" and gain["hot"] > 0
-Markdown(
+say(
     f"**The average of good experts can be worse than the base: {'shown' if shown else 'not shown in this run'}.** "
     f"The hot experts gain {gain['hot']:.1f} points over the base on their own tasks, the mild ones "
     f"{gain['mild']:.1f}. The average of the mild experts is {against['mild']} points against the base "
@@ -350,10 +412,16 @@ Markdown(
     f"{kept['mild'][1]:.1f} % (mild) and {titles[kept['hot'][0]]} with {kept['hot'][1]:.1f} % (hot), where the base "
     f"had {results['mild'].base[kept['mild'][0]].accuracy:.1f} % and "
     f"{results['hot'].base[kept['hot'][0]].accuracy:.1f} %. The largest gap of the hot average is that of "
-    f"{titles[largest]}, {gaps[largest]:.2f} nats.\n\n"
+    f"{titles[largest]}, {by_task[largest]:.2f} nats.\n\n"
     f"**One base is not a detail**: the midpoint of two experts reaches {middle['one base']:.1f} % where they share "
     f"their base and {middle['two bases']:.1f} % where they do not.\n\n"
-    "The intervals (95 %) cover the choice of test images; they do not cover the training seed. Lesson 07 does."
+    "The intervals (95 %) cover the choice of test images; they do not cover the training seed. Lesson 07 does.",
+    facts={
+        "02.hot.base": results["hot"].average("base"),
+        "02.hot.experts": results["hot"].average("experts"),
+        "02.hot.average": results["hot"].average("average"),
+        "02.mild.average": results["mild"].average("average"),
+    },
 )
 
 # %% [markdown]
@@ -372,7 +440,7 @@ Markdown(
 # 4. Walk the line between two tasks whose vectors are nearly at a right angle, `A, B = "digits-upright",
 #    "digits-inverted"`. Is it still flat with one base?
 #
-# **Next:** 03 · Task arithmetic and interference (not in this version yet).
+# **Next:** [03 · Task arithmetic and interference](03_interference.ipynb).
 #
 # *References.* Linear mode connectivity: Frankle et al., ICML 2020,
 # [arXiv 1912.05671](https://arxiv.org/abs/1912.05671). Planes through three networks: Garipov et al., NeurIPS 2018,

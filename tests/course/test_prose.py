@@ -20,7 +20,7 @@ def test_what_is_said_is_shown_as_markdown_with_its_facts_beside_it() -> None:
 
 
 def test_a_sentence_that_is_not_true_stops_the_notebook_and_is_named() -> None:
-    with pytest.raises(UntrueError, match="not true in this run: the average is below the base. Change"):
+    with pytest.raises(UntrueError, match=r"not true in this run: the average is below the base. Change"):
         say("Fine.", holds={"one is less than two": True, "the average is below the base": 3 < 2})
 
 
@@ -78,5 +78,5 @@ def notebook(path: Path, **facts: float) -> Path:
 def test_facts_are_read_out_of_notebooks_and_no_name_is_given_twice(tmp_path: Path) -> None:
     one, other = notebook(tmp_path / "1.ipynb", a=1.0), notebook(tmp_path / "2.ipynb", b=2.0)
     assert facts_of([one, other]) == {"a": 1.0, "b": 2.0}
-    with pytest.raises(CourseError, match="2.ipynb records 'b', which another cell does too"):
+    with pytest.raises(CourseError, match=r"2.ipynb records 'b', which another cell does too"):
         facts_of([one, other, other])

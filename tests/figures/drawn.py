@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 from matplotlib.figure import Figure
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 from apgd_teach.data import TASKS, load_task
 from apgd_teach.evaluate import Comparison, Score
 from apgd_teach.figures import (
+    Drawing,
     cosine_matrix,
     draw_comparison,
     draw_cosines,
@@ -62,28 +64,36 @@ def path(count: int = 2) -> Path:
 def plane(base: tuple[float, float] = (0.0, 0.0)) -> Plane:
     grid = [-1 + 0.5 * i for i in range(9)]
     loss = torch.tensor([[0.2 + (x - 1) ** 2 + (y - 0.5) ** 2 for x in grid] for y in grid])
-    return Plane(grid, grid, {"a": loss}, {"base": base, "its expert": (2.0, 0.0), "average of eight": (0.8, 0.9)}, {})
+    places = {"base": base, "its expert": (2.0, 0.0), "average of eight": (0.8, 0.9)}
+    return Plane(grid, grid, {"a": loss}, places, {name: 0.2 + i for i, name in enumerate(places)})
 
 
-def two_planes() -> Figure:
+def two_planes() -> Drawing:
     title = "loss on digits, rotated 45°"
     return draw_planes({f"mild: {title}": plane(), f"hot: {title}": plane()}, TITLES)
 
 
 ENDS = ("expert of\ndigits, rotated 45°", "expert of\nfashion, rotated 45°")
 
-DRAWN = {
+DRAWINGS = {
     "tasks": lambda: draw_tasks({name: load_task(name) for name in NAMES[:2]}, examples=4),
     "norms": lambda: draw_norms(layer_norms(BASE, vectors()), TITLES),
     "cosines": lambda: draw_cosines(cosine_matrix(vectors()), list(TITLES.values())),
-    "spectra": lambda: (
-        draw_spectra({"layer2.weight": spectra(vectors(), "layer2.weight")}, TITLES, layer="layer2.weight").figure
+    "spectra": lambda: draw_spectra(
+        {"layer2.weight": spectra(vectors(), "layer2.weight")}, TITLES, layer="layer2.weight"
     ),
     "one comparison": lambda: draw_comparison({"one network for eight tasks": comparison()}),
     "two comparisons": lambda: draw_comparison({"mild": comparison(), "hot": comparison()}),
     "two paths": lambda: draw_paths({"mild": path(), "hot": path()}, TITLES, ENDS),
     "two planes": two_planes,
 }
+
+
+def figure_of(name: str) -> Callable[[], Figure]:
+    return lambda: DRAWINGS[name]().figure
+
+
+DRAWN = {name: figure_of(name) for name in DRAWINGS}
 
 if __name__ == "__main__":
     for name, drawing in DRAWN.items():

@@ -11,7 +11,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
-from drawn import BASE, DRAWN, NAMES, TITLES, comparison, path, vectors
+from drawn import BASE, DRAWINGS, DRAWN, NAMES, TITLES, comparison, path, vectors
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -169,6 +169,15 @@ def test_every_panel_says_what_it_shows_and_what_its_axes_count(name: str) -> No
     assert units.get(name, "accuracy on test images (%)") in written
 
 
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_every_figure_has_words_and_numbers_for_whoever_cannot_see_it(name: str) -> None:
+    drawing = DRAWINGS[name]()
+    assert drawing.words.endswith(".")
+    assert all(isinstance(value, float) for value in drawing.numbers.values())
+    # Photographs of the tasks are all that has no numbers.
+    assert bool(drawing.numbers) != drawing.photo
+
+
 def legend_of(drawn: Figure) -> list[str]:
     (legend,) = [*drawn.legends, *(axes.get_legend() for axes in drawn.axes if axes.get_legend())]
     return [one.get_text() for one in legend.get_texts()]
@@ -187,16 +196,16 @@ def many(kind: str, count: int) -> Axes:
     """A panel with `count` lines or sets of marks."""
     titles = {f"t{i}": f"task {i}" for i in range(count)}
     if kind == "norms":
-        return draw_norms({task: {"a.weight": 1.0} for task in titles}, titles).axes[0]
+        return draw_norms({task: {"a.weight": 1.0} for task in titles}, titles).figure.axes[0]
     if kind == "spectra":
         values = {"a.weight": {task: torch.tensor([1.0, 0.5]) for task in titles}}
         return draw_spectra(values, titles, layer="a.weight").figure.axes[0]
     if kind == "paths":
         line = path(1)
         longer = type(line)(line.steps, dict.fromkeys(titles, line.losses[NAMES[0]]), {})
-        return draw_paths({"mild": longer}, titles, ("a", "b")).axes[0]
+        return draw_paths({"mild": longer}, titles, ("a", "b")).figure.axes[0]
     labels = tuple(f"merge {i}" for i in range(count - 2))
-    return draw_comparison({"many": comparison(labels)}).axes[0]
+    return draw_comparison({"many": comparison(labels)}).figure.axes[0]
 
 
 @pytest.mark.parametrize("kind", ["norms", "spectra", "paths", "comparison"])
@@ -364,7 +373,7 @@ def test_what_is_shown_is_looked_over_where_the_runner_looks_on(monkeypatch) -> 
 
 def test_marks_of_a_comparison_stand_at_the_accuracies() -> None:
     one = comparison(("average", "ties"))
-    (axes,) = draw_comparison({"one": one}).axes
+    (axes,) = draw_comparison({"one": one}).figure.axes
     for line, label in zip(axes.lines, ("base", "average", "ties", "experts"), strict=True):
         scores = {"base": one.base, "experts": one.experts, **one.merged}[label]
         assert list(line.get_xdata()) == [scores[task].accuracy for task in NAMES]
@@ -378,7 +387,7 @@ def test_panels_share_their_scale() -> None:
 
 def test_lines_of_a_path_are_its_losses_on_a_scale_that_holds_them_all() -> None:
     one = path()
-    (axes,) = draw_paths({"mild": one}, TITLES, ("a", "b")).axes
+    (axes,) = draw_paths({"mild": one}, TITLES, ("a", "b")).figure.axes
     for line, losses in zip(axes.lines, one.losses.values(), strict=False):
         assert list(line.get_xdata()) == one.steps
         assert list(line.get_ydata()) == losses
@@ -389,13 +398,13 @@ def test_lines_of_a_path_are_its_losses_on_a_scale_that_holds_them_all() -> None
 
 
 def test_a_path_of_one_task_names_it_at_its_axis() -> None:
-    drawn = draw_paths({"mild": path(1)}, TITLES, ("a", "b"))
+    drawn = draw_paths({"mild": path(1)}, TITLES, ("a", "b")).figure
     assert drawn.axes[0].get_ylabel() == "loss on digits, upright (nats)"
     assert not drawn.legends
 
 
 def test_marks_of_the_same_accuracy_do_not_hide_each_other() -> None:
-    (axes,) = draw_comparison({"one": comparison()}).axes
+    (axes,) = draw_comparison({"one": comparison()}).figure.axes
     rows = np.array([line.get_ydata() for line in axes.lines])
     assert np.diff(rows, axis=0).min() > 0.15
     assert np.abs(rows - np.arange(len(NAMES))).max() < 0.5
@@ -429,7 +438,7 @@ def test_the_networks_of_a_plane_stand_at_their_places() -> None:
 @pytest.mark.parametrize("loss", [0.7, 0.0, 1e-5])
 def test_a_plane_without_any_slope_is_drawn_all_the_same(loss: float) -> None:
     level = Plane([0.0, 1.0], [0.0, 1.0], {"a": torch.full((2, 2), loss)}, {"base": (0.0, 0.0)}, {})
-    assert png(draw_planes({"level": level}, {}))
+    assert png(draw_planes({"level": level}, {}).figure)
 
 
 def test_norms_are_shares_of_the_bases_norm_in_per_cent() -> None:

@@ -93,7 +93,7 @@ def test_there_are_eighteen_of_them_in_the_order_of_the_lessons() -> None:
 
 def test_exercises_are_found_by_name() -> None:
     assert problem("02.1") is PROBLEMS["02.1"]
-    with pytest.raises(CourseError, match=r"^there is no exercise '99\.9'; there are: 01\.1, "):
+    with pytest.raises(CourseError, match=r"^there is no exercise '99\.9'; there are: 00\.1, "):
         problem("99.9")
 
 

@@ -1,0 +1,91 @@
+"""The minutes in a lesson's header: counted from its text, measured by the runner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from apgd_teach.course.sources import list_sources, read_notebook
+from apgd_teach.errors import CourseError
+from apgd_teach.lessons import PROBLEMS, header
+from apgd_teach.lessons import header as _function
+from apgd_teach.lessons.header import CELL_MINUTES, keep_times, minutes_of, spoken, times
+
+assert _function is header
+
+
+def text(words: str) -> nbformat.NotebookNode:
+    return nbformat.v4.new_markdown_cell(words)
+
+
+def code(lines: str) -> nbformat.NotebookNode:
+    return nbformat.v4.new_code_cell(lines)
+
+
+def test_minutes_are_words_and_cells_and_the_short_route_is_its_sections() -> None:
+    cells = [
+        text("# Title\n" + "word " * 178),
+        text("## The thing · short route\n" + "word " * 174),
+        code('problem("03.1").check(mine)'),
+        text("## Details\n" + "word " * 358),
+        code('problem("03.2").check(mine)\nproblem("03.1").check(again)'),
+    ]
+    found = minutes_of(nbformat.v4.new_notebook(cells=cells))
+    assert found.reading == pytest.approx(4 + 2 * CELL_MINUTES)
+    assert found.short == pytest.approx(1 + CELL_MINUTES)
+    assert (found.exercises, found.solving) == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.2, "1 s"), (42.4, "42 s"), (61, "1 min"), (118, "2 min"), (199, "3 min 20 s")]
+)
+def test_times_are_said_as_one_says_them(seconds: float, words: str) -> None:
+    assert spoken(seconds) == words
+
+
+def test_times_are_kept_by_profile_and_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib import import_module
+
+    monkeypatch.setattr(import_module("apgd_teach.lessons.header"), "TIMES", tmp_path / "times.json")
+    assert times() == {}
+    assert "Running" not in str(header("02"))
+    keep_times("fast", {"02_naive_averaging": 31.26, "01_toy_experts": 12.0})
+    keep_times("fast", {"02_naive_averaging": 30.0})
+    keep_times("full", {"02_naive_averaging": 150.0})
+    fast = {"01_toy_experts": 12.0, "02_naive_averaging": 30.0}
+    assert times() == {"fast": fast, "full": {"02_naive_averaging": 150.0}}
+    assert "30 s in `fast`, 2 min 30 s in `full` (" in str(header("02"))
+
+
+def test_no_header_of_a_notebook_that_there_is_not() -> None:
+    with pytest.raises(CourseError, match="no notebook is called '77'"):
+        header("77")
+
+
+SOURCES = list_sources()
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_every_lesson_shows_its_minutes_and_they_are_measured(source: Path) -> None:
+    assert f'header("{source.stem[:2]}")' in source.read_text(encoding="utf-8")
+    for profile in ("fast", "full"):
+        assert source.stem in times()[profile]
+
+
+def test_the_whole_course_keeps_its_promises() -> None:
+    measured = times()
+    assert sum(measured["fast"].values()) <= 8 * 60
+    assert sum(measured["full"].values()) <= 40 * 60
+    short = [minutes_of(read_notebook(source)).short for source in SOURCES if source.stem[:2] in ("00", "02", "06")]
+    assert min(short) > 0
+    assert sum(short) <= 45
+
+
+def test_every_exercise_is_in_the_lesson_of_its_number() -> None:
+    for name in PROBLEMS:
+        (source,) = [path for path in SOURCES if path.stem[:2] == name[:2]]
+        there = source.read_text(encoding="utf-8")
+        assert f'problem("{name}").check(' in there
+        assert f'problem("{name}").use(' in there
