@@ -154,7 +154,7 @@ def _run(options: argparse.Namespace) -> int:
     )
     print(results_table(results))
     if options.keep_times and all(result.ok for result in results):
-        from apgd_teach.lessons.header import keep_times
+        from apgd_teach.course.header import keep_times
 
         keep_times(options.profile, {result.name: result.seconds for result in results})
     index = (out / "index.html").resolve()

@@ -18,6 +18,7 @@ from nbformat import NotebookNode
 from PIL import Image
 
 import apgd_teach
+from apgd_teach.course.header import times
 from apgd_teach.course.prose import facts_of, fill, stale
 from apgd_teach.course.publish import drop_widgets
 from apgd_teach.course.runner import BUDGET_S, errors_in, profiles_in, run_notebook
@@ -35,7 +36,6 @@ from apgd_teach.course.sources import (
 from apgd_teach.course.student import student_version
 from apgd_teach.errors import CourseError
 from apgd_teach.files import write_atomically
-from apgd_teach.lessons.header import times
 
 __all__ = [
     "MAX_BYTES",

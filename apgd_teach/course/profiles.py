@@ -29,6 +29,10 @@ class Profile:
         plane_points: points along each side of the loss plane.
         plane_images: test images per task at each point of the plane.
         path_points: points along a straight line between two networks.
+        sweep_images: images per task at each of many settings that are tried.
+        compared_tasks: tasks of the comparison over seeds, which trains several pools.
+        joint_steps: optimiser steps of joint training, in that comparison.
+        adapt_steps: steps of the references that learn from unlabelled images.
     """
 
     name: str
@@ -38,13 +42,17 @@ class Profile:
     plane_points: int
     plane_images: int
     path_points: int
+    sweep_images: int
+    compared_tasks: int
+    joint_steps: int
+    adapt_steps: int
 
 
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("fast", 150, 100, 1000, 9, 200, 9),
-        Profile("full", 250, 250, 2000, 21, 1000, 21),
+        Profile("fast", 150, 100, 1000, 9, 200, 9, 400, 4, 100, 40),
+        Profile("full", 250, 250, 2000, 21, 1000, 21, 1000, 8, 1000, 200),
     )
 }
 

@@ -88,7 +88,7 @@ INTERVAL = Problem(
     code=(
         "from statistics import mean, stdev\n\n\n"
         "def paired(one, other, t):\n"
-        "    differences = [a - b for a, b in zip(one, other)]\n"
+        "    differences = [a - b for a, b in zip(one, other, strict=True)]\n"
         "    return mean(differences), t * stdev(differences) / len(differences) ** 0.5\n"
     ),
     # Seeds differ by far more than the methods do: an interval that is not paired sees nothing.

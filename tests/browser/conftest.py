@@ -58,7 +58,7 @@ class Opened:
         self.page.wait_for_function(READY, timeout=60_000)
         # The promise is not returned: waiting for it has no limit.
         self.page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
-        self.page.wait_for_function(ALL_RAN, timeout=240_000)
+        self.page.wait_for_function(ALL_RAN, timeout=600_000)
 
     def cell_errors(self) -> list[str]:
         """What error outputs say."""

@@ -13,7 +13,7 @@ import pytest
 
 from apgd_teach.course.build import drop_widgets
 from apgd_teach.course.runner import run_course, run_notebook
-from apgd_teach.course.sources import find, notebook_text, read_notebook
+from apgd_teach.course.sources import list_sources, notebook_text, notebooks_folder, read_notebook
 
 FIXTURE = Path(__file__).resolve().parents[1] / "course" / "fixtures" / "panels.py"
 
@@ -186,17 +186,24 @@ def test_moves_to_what_is_not_drawn_yet_cost_its_drawing_and_not_more(lab: Any) 
     page.context.close()
 
 
-@pytest.mark.parametrize("lesson", ["01_toy_experts", "02_naive_averaging"])
+LESSONS = [source.stem for source in list_sources() if "panel(" in source.read_text(encoding="utf-8")]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("lesson", LESSONS)
 def test_the_panels_of_a_lesson(lab: Any, lesson: str) -> None:
-    # In the profile "fast", as the source has it.
-    notebook = lab.open(find(lesson))
+    # What a learner opens, in the profile that it begins with.
+    notebook = lab.open(notebooks_folder() / "student" / f"{lesson}.ipynb")
     notebook.run_all()
     page = notebook.page
     page.wait_for_selector(".apgd-panel img")
     assert notebook.cell_errors() == []
     assert notebook.errors == []
     assert notebook.outside == []
-    for panel in range(page.locator(".apgd-panel").count()):
+    count = page.locator(".apgd-panel").count()
+    assert count == page.locator(".apgd-panel img").count()
+    for panel in range(count):
         before = page.locator(".apgd-panel").nth(panel).locator(".apgd-words").inner_text()
         assert late(moved_fifty_times(page, panel), f"{lesson}, panel {panel}") <= 150
         page.locator(".apgd-panel").nth(panel).get_by_role("button", name="Reset").click()

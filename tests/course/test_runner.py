@@ -321,3 +321,18 @@ def test_the_network_block_stops_all_but_loopback_in_a_kernel_and_its_children(r
 )
 def test_of_a_progress_bar_the_last_state_is_kept(written, shown):
     assert settle(written) == shown
+
+
+def test_exercises_that_a_notebook_solves_are_not_counted_as_the_readers(run, tmp_path, monkeypatch):
+    mine = tmp_path / "progress.json"
+    monkeypatch.setenv("APGD_TEACH_PROGRESS", str(mine))
+    result = run("solves")
+    assert result.ok, result.message
+    assert re.search(r"00\.1 +solved +1", texts(tmp_path / "solves.ipynb"))
+    assert not mine.exists()
+
+
+def test_a_sentence_that_is_not_true_fails_the_notebook_that_says_it(run):
+    result = run("solves", parameters={"TRUE": False})
+    assert not result.ok
+    assert "raised UntrueError: not true in this run: black is white." in result.message

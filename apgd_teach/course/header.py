@@ -127,7 +127,7 @@ def header(number: str) -> Said:
 
     Lesson: every notebook.
     """
-    # jupytext takes a while to import, which `import apgd_teach.lessons` need not wait for.
+    # jupytext takes a while to import, which whoever imports this need not wait for.
     from apgd_teach.course.sources import find, read_notebook
 
     source = find(number)

@@ -7,13 +7,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from apgd_teach.course.header import CELL_MINUTES, header, keep_times, minutes_of, spoken, times
 from apgd_teach.course.sources import list_sources, read_notebook
 from apgd_teach.errors import CourseError
-from apgd_teach.lessons import PROBLEMS, header
-from apgd_teach.lessons import header as _function
-from apgd_teach.lessons.header import CELL_MINUTES, keep_times, minutes_of, spoken, times
-
-assert _function is header
+from apgd_teach.lessons import PROBLEMS
 
 
 def text(words: str) -> nbformat.NotebookNode:
@@ -46,9 +43,7 @@ def test_times_are_said_as_one_says_them(seconds: float, words: str) -> None:
 
 
 def test_times_are_kept_by_profile_and_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from importlib import import_module
-
-    monkeypatch.setattr(import_module("apgd_teach.lessons.header"), "TIMES", tmp_path / "times.json")
+    monkeypatch.setattr("apgd_teach.course.header.TIMES", tmp_path / "times.json")
     assert times() == {}
     assert "Running" not in str(header("02"))
     keep_times("fast", {"02_naive_averaging": 31.26, "01_toy_experts": 12.0})
