@@ -24,17 +24,20 @@ TIMES = Path(__file__).with_name("times.json")
 SHORT = "· short route"
 """Ends the heading of each section that belongs to the route of 45 minutes."""
 
+DEPTH = "· in depth"
+"""Ends the heading of each section that the rest does not need: for who has the time, or a second visit."""
+
 WORDS_A_MINUTE = 180
 """Reading speed in a technical text."""
 
 CELL_MINUTES = 0.4
 """For looking at one code cell and what it shows."""
 
-EXERCISE_MINUTES = 5
+EXERCISE_MINUTES = 4
 """For one exercise: most are one to three lines."""
 
 _PROBLEM = re.compile(r"problem\(\"([\d.]+)\"\)\.check")
-_HEADING = re.compile(r"^#{1,3} (.+)$", re.MULTILINE)
+_HEADING = re.compile(r"^#{1,2} (.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,14 @@ class Minutes:
     """What a lesson asks of a reader.
 
     Attributes:
-        reading: minutes for the text, the code and what it shows.
+        reading: minutes for the text, the code and what it shows, without what is marked "in depth".
+        depth: minutes for what is.
         exercises: how many there are.
         short: minutes for the sections of the short route alone, text and code; 0 where there is none.
     """
 
     reading: float
+    depth: float
     exercises: int
     short: float
 
@@ -63,25 +68,25 @@ def minutes_of(notebook: NotebookNode) -> Minutes:
     Args:
         notebook: a source's notebook. Exercises are those that it checks.
     """
-    reading = short = 0.0
+    spent = {"": 0.0, SHORT: 0.0, DEPTH: 0.0}
     names: set[str] = set()
-    for on_route, cell in _by_section(notebook):
-        takes = CELL_MINUTES if cell.cell_type == "code" else len(cell.source.split()) / WORDS_A_MINUTE
-        reading += takes
-        short += takes if on_route else 0.0
-        if cell.cell_type == "code":
+    for mark, cell in _by_section(notebook):
+        is_code = cell.cell_type == "code"
+        spent[mark] += CELL_MINUTES if is_code else len(cell.source.split()) / WORDS_A_MINUTE
+        if is_code:
             names |= set(_PROBLEM.findall(cell.source))
-    return Minutes(reading, len(names), short)
+    return Minutes(spent[""] + spent[SHORT], spent[DEPTH], len(names), spent[SHORT])
 
 
-def _by_section(notebook: NotebookNode) -> Iterator[tuple[bool, NotebookNode]]:
-    on_route = False
+def _by_section(notebook: NotebookNode) -> Iterator[tuple[str, NotebookNode]]:
+    """Each cell with the mark of its section: what is below a heading of the second order shares its mark."""
+    mark = ""
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             headings = _HEADING.findall(cell.source)
             if headings:
-                on_route = headings[0].endswith(SHORT)
-        yield on_route, cell
+                mark = next((one for one in (SHORT, DEPTH) if headings[0].endswith(one)), "")
+        yield mark, cell
 
 
 def times() -> dict[str, dict[str, float]]:
@@ -132,7 +137,8 @@ def header(number: str) -> Said:
 
     source = find(number)
     asked, measured = minutes_of(read_notebook(source)), times()
-    parts = [f"**Reading**: about {asked.reading:.0f} minutes."]
+    more = f", and {asked.depth:.0f} more for what is marked *in depth*" if asked.depth else ""
+    parts = [f"**Reading**: about {asked.reading:.0f} minutes{more}."]
     if asked.exercises:
         parts.append(f"**Exercises**: {asked.exercises}, some {asked.solving} minutes.")
     ran = [
@@ -142,7 +148,7 @@ def header(number: str) -> Said:
         parts.append(f"**Running all of it**, with nothing trained before: {', '.join(ran)} ({_kept()['machine']}).")
     if asked.short:
         parts.append(
-            f"**Short route**: the sections marked so, about {asked.short:.0f} minutes; run the others and read on."
+            f"**Short route**: the sections marked so, about {asked.short:.0f} minutes; run the other cells as well, unread."
         )
     return Said(" ".join(parts))
 

@@ -158,19 +158,22 @@ class Problem:
             try:
                 with _limited(LIMIT_S):
                     result = answer(**given)
-            except NotImplementedError:
-                return Outcome(NOT_ATTEMPTED, f"`{self.function}` is still to be written.")
             except _TooLongError:
                 return Outcome(UNCHECKED, f"it took longer than {LIMIT_S:g} s; is there a loop that does not end?")
             except Exception as error:
-                return Outcome(UNCHECKED, _raised(error, answer))
+                # PyTorch raises this one as well, for sums that it cannot do, and says so.
+                if isinstance(error, NotImplementedError) and not str(error):
+                    return Outcome(NOT_ATTEMPTED, f"`{self.function}` is still to be written.")
+                known = self._known_by(error, arguments)
+                return Outcome(INCORRECT, known) if known else Outcome(UNCHECKED, _raised(error, answer))
             if result is None or result is ...:
                 return Outcome(NOT_ATTEMPTED, f"`{self.function}` returns nothing yet; end it with `return`.")
             if not same(given, dict(arguments)):
                 return Outcome(
                     INCORRECT,
-                    "it changed what it was given: whoever calls it still needs the old numbers. Make new tensors "
-                    "(`a + b`) in place of writing into old ones (`a += b`, `a.add_(b)`, `d[key] = …`).",
+                    "it changed what it was given: whoever calls it still needs the old numbers. Make new tensors, "
+                    "lists and dicts (`a + b`, `sorted(a)`, `dict(d)`) in place of writing into old ones (`a += b`, "
+                    "`a.add_(b)`, `a.sort()`, `d[key] = …`).",
                 )
             found.append(result)
         return self._held_against(found)
@@ -180,16 +183,28 @@ class Problem:
         if all(map(self._equal, found, expected, self.cases)):
             return Outcome(CORRECT, f"`{self.function}` does what it should on {len(self.cases)} cases.")
         for one in self.wrong:
-            theirs = [one.answer(**copy.deepcopy(dict(arguments))) for arguments in self.cases]
+            try:
+                theirs = [one.answer(**copy.deepcopy(dict(arguments))) for arguments in self.cases]
+            except Exception:
+                # A mistake that breaks was found where it broke.
+                continue
             # As the solution is compared: another basis of the wrong subspace is the same mistake.
             if all(same(a, b) or self._equal(a, b, c) for a, b, c in zip(found, theirs, self.cases, strict=True)):
                 return Outcome(INCORRECT, one.message)
         for arguments, here, there in zip(self.cases, found, expected, strict=True):
             if not self._equal(here, there, arguments):
-                return Outcome(
-                    INCORRECT, f"expected {_shown(there)} and found {_shown(here)}, for {_listed(arguments)}."
-                )
+                return Outcome(INCORRECT, f"{_apart(there, here)}, for {_listed(arguments)}.")
         raise AssertionError("one of the cases was not equal")
+
+    def _known_by(self, error: Exception, arguments: Mapping[str, object]) -> str:
+        """The message of the known mistake that breaks in the same words, or ""."""
+        for one in self.wrong:
+            try:
+                one.answer(**copy.deepcopy(dict(arguments)))
+            except Exception as theirs:
+                if (type(theirs), _reason(theirs)) == (type(error), _reason(error)):
+                    return one.message
+        return ""
 
     def _equal(self, found: object, expected: object, arguments: Mapping[str, object]) -> bool:
         try:
@@ -210,16 +225,22 @@ def defined(code: str, name: str) -> Callable[..., Any]:
 def same(one: object, other: object, tolerance: float = 1e-4) -> bool:
     """Whether two answers are the same: numbers and tensors up to rounding, of the same shape; containers part by part.
 
-    A number and a tensor of one number are the same; a list and a tuple are.
+    A number and a tensor of one number, of whatever shape, are the same; a list and a tuple are.
     """
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return set(one) == set(other) and all(same(one[key], other[key], tolerance) for key in one)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return len(one) == len(other) and all(same(a, b, tolerance) for a, b in zip(one, other, strict=True))
+    if isinstance(one, str) and isinstance(other, str):
+        return str(one) == str(other)
     if isinstance(one, str | bool) or isinstance(other, str | bool):
         return type(one) is type(other) and one == other
     a, b = _number(one), _number(other)
-    if a is None or b is None or a.shape != b.shape:
+    if a is None or b is None:
+        return False
+    if a.numel() == b.numel() == 1 and not isinstance(one, list | tuple) and not isinstance(other, list | tuple):
+        a, b = a.reshape(()), b.reshape(())
+    if a.shape != b.shape:
         return False
     finite = b[torch.isfinite(b)].abs()
     scale = float(finite.max()) if finite.numel() else 0.0
@@ -262,12 +283,45 @@ def _raised(error: Exception, answer: object) -> str:
     own = getattr(getattr(answer, "__code__", None), "co_filename", "")
     lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == own]
     where = f" in line {lines[-1].lineno}" + (f", `{lines[-1].line}`" if lines[-1].line else "") if lines else ""
-    reason = str(error).strip().partition("\n")[0]
+    reason = _reason(error)
     return f"it raised {type(error).__name__}{where}{': ' + reason if reason else ''}."
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _kind(value: object) -> str:
     return f"a {type(value).__name__}"
+
+
+def _apart(expected: object, found: object) -> str:
+    """What was expected and what came, where they differ: the first such place of a container or a tensor."""
+    if isinstance(expected, Mapping) and isinstance(found, Mapping):
+        missing = [key for key in expected if key not in found]
+        extra = [key for key in found if key not in expected]
+        if missing or extra:
+            said = [f"it lacks {', '.join(map(str, missing))}"] * bool(missing)
+            said += [f"it has {', '.join(map(str, extra))} too many"] * bool(extra)
+            return f"expected {_shown(expected)} and found {_shown(found)}: {' and '.join(said)}"
+        place = next((key for key in expected if not same(found[key], expected[key])), None)
+        return f"at {place}: {_apart(expected[place], found[place])}" if place is not None else _both(expected, found)
+    if isinstance(expected, list | tuple) and isinstance(found, list | tuple) and len(expected) == len(found):
+        spot = next((i for i, pair in enumerate(zip(found, expected, strict=True)) if not same(*pair)), None)
+        if spot is not None and len(expected) > 1:
+            return f"number {spot + 1} of the {len(expected)}: {_apart(expected[spot], found[spot])}"
+    return _both(expected, found)
+
+
+def _both(expected: object, found: object) -> str:
+    there, here = _shown(expected), _shown(found)
+    if there != here:
+        return f"expected {there} and found {here}"
+    a, b = _number(expected), _number(found)
+    if a is None or b is None or a.shape != b.shape:
+        return f"expected {there} and found what looks like it in another form"
+    off = float((a - b).abs().max())
+    return f"expected {there} and found nearly that, off by up to {off:.2g}"
 
 
 def _shown(value: object) -> str:

@@ -53,6 +53,14 @@ ACCURACY = Problem(
             ),
             "it is divided by the number of all logits. Divide by the number of images.",
         ),
+        Wrong(
+            lambda logits, labels: 100 * float((logits.argmax(dim=0) == labels).float().mean()),
+            "the largest logit is looked for among the images. The classes of one image lie along dimension 1.",
+        ),
+        Wrong(
+            lambda logits, labels: 100 * float((logits.argmax(dim=1) == labels).mean()),
+            "a tensor of true and false has no mean: make it numbers first, with `.float()`.",
+        ),
     ],
     hints=[
         "Which class is each image given? `logits.argmax(dim=1)`.",

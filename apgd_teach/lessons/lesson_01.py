@@ -12,12 +12,20 @@ __all__ = ["COSINE", "ENERGY", "PROBLEMS"]
 
 
 def _state(seed: int, scale: float) -> dict[str, Tensor]:
-    # Layers of very different lengths: a mean over layers is not the cosine of the whole.
-    return {"first": normal(2, 3, seed=seed, scale=scale), "second": normal(4, 2, seed=seed + 50)}
+    # Layers of very different lengths: a mean over layers is not the cosine of the whole. One of them is a bias.
+    return {
+        "first": normal(2, 3, seed=seed, scale=scale),
+        "bias": normal(3, seed=seed + 20),
+        "second": normal(4, 2, seed=seed + 50),
+    }
 
 
 def _flat(state: dict[str, Tensor]) -> Tensor:
-    return torch.cat([one.flatten() for one in state.values()])
+    return torch.cat([state[key].flatten() for key in sorted(state)])
+
+
+def _matrices(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: one for key, one in state.items() if one.ndim >= 2}
 
 
 def _cosine(one: Tensor, other: Tensor) -> Tensor:
@@ -40,7 +48,8 @@ COSINE = Problem(
     ),
     cases=[
         {"one": _state(1, 3.0), "other": _state(2, 0.2)},
-        {"one": _state(3, 0.5), "other": _state(4, 5.0)},
+        # The same names in another order.
+        {"one": _state(3, 0.5), "other": dict(reversed(_state(4, 5.0).items()))},
     ],
     wrong=[
         Wrong(
@@ -63,6 +72,10 @@ COSINE = Problem(
         Wrong(
             lambda one, other: abs(float(_cosine(_flat(one), _flat(other)))),
             "the sign is lost: two vectors that point against each other have a cosine below zero.",
+        ),
+        Wrong(
+            lambda one, other: float(_cosine(_flat(_matrices(one)), _flat(_matrices(other)))),
+            "only the matrices are in it: biases are layers as well.",
         ),
     ],
     hints=[
@@ -117,6 +130,16 @@ ENERGY = Problem(
                 100 * float(_values(task_vector)[:first].square().sum() / _values(task_vector).square().sum())
             ),
             "this is in per cent; a share lies between 0 and 1.",
+        ),
+        Wrong(
+            lambda task_vector, first: float(_values(task_vector)[:first].norm() / _values(task_vector).norm()),
+            "this is a ratio of lengths. Energy is in squares: square it.",
+        ),
+        Wrong(
+            lambda task_vector, first: float(
+                _values(task_vector)[: first + 1].square().sum() / _values(task_vector).square().sum()
+            ),
+            "this is one direction too many: `s[:first]` are the first ones, without the one at `first`.",
         ),
     ],
     hints=[

@@ -143,10 +143,18 @@ GAP = Problem(
         "    return found, max(found, key=found.get)\n"
     ),
     cases=[
-        # The largest loss, the largest gap and the largest ratio are of different tasks.
-        {"merged": {"a": 2.0, "b": 1.4, "c": 0.3}, "own": {"a": 1.5, "b": 0.4, "c": 0.03}},
-        # One of them is better off with the merged network.
-        {"merged": {"a": 0.9, "b": 3.0, "c": 0.2, "d": 0.8}, "own": {"a": 0.1, "b": 2.6, "c": 0.01, "d": 1.1}},
+        # The largest loss, the largest gap, the largest ratio and the last name are of different tasks.
+        {
+            "merged": {"a": 2.0131, "b": 1.4007, "c": 0.3012, "d": 0.2},
+            "own": {"a": 1.5, "b": 0.4, "c": 0.03, "d": 0.1},
+        },
+        # One is better off by more than any other loses, and the tasks stand in another order.
+        {
+            "merged": {"a": 0.9, "b": 3.0, "c": 0.2, "d": 0.8},
+            "own": {"d": 2.1, "c": 0.01, "b": 2.6, "a": 0.1},
+        },
+        # All of them are.
+        {"merged": {"a": 0.5, "b": 0.4, "c": 0.7}, "own": {"a": 0.9, "b": 0.5, "c": 1.0}},
     ],
     wrong=[
         Wrong(
@@ -165,6 +173,30 @@ GAP = Problem(
         Wrong(
             lambda merged, own: _gaps({task: merged[task] - own[task] for task in merged}, min),
             "the gaps are right, but the task is the one that pays least.",
+        ),
+        Wrong(
+            lambda merged, own: ({task: merged[task] - own[task] for task in merged}, max(merged)),
+            "the gaps are right, but the task is the last one by name: `max` of a dict compares its keys. Tell it by "
+            "what to compare: `key=…`.",
+        ),
+        Wrong(
+            lambda merged, own: _gaps({task: abs(merged[task] - own[task]) for task in merged}, max),
+            "the sign is lost: a gap below zero says that the merged network is better there.",
+        ),
+        Wrong(
+            lambda merged, own: _gaps({task: max(merged[task] - own[task], 0.0) for task in merged}, max),
+            "a gap below zero must show: nothing is cut off at 0 where the merged network is better.",
+        ),
+        Wrong(
+            lambda merged, own: {task: merged[task] - own[task] for task in merged},
+            "these are the gaps alone. Asked for is a pair: the dict, and the name of the task that pays most.",
+        ),
+        Wrong(
+            lambda merged, own: (
+                {task: merged[task] - own[task] for task in merged},
+                max(merged[task] - own[task] for task in merged),
+            ),
+            "the second one is the largest gap itself. Asked for is the *name* of the task that has it.",
         ),
     ],
     hints=[

@@ -135,7 +135,8 @@ LEAK = Problem(
     name="06.3",
     question=(
         "Write `leak(update, start, basis)`: how much of what was to stay has moved, "
-        "$\\lVert P(M - S)\\rVert / \\lVert PS\\rVert$ with $P = UU^\\top$. `basis` is the orthonormal U "
+        "$\\lVert P(M - S)\\rVert / \\lVert PS\\rVert$ with $P = UU^\\top$. `update` is M, `start` is S, `basis` the "
+        "orthonormal U "
         "(out, k); return one number."
     ),
     stub="def leak(update, start, basis):\n    ...\n",
@@ -173,6 +174,18 @@ LEAK = Problem(
         Wrong(
             lambda update, start, basis: float(((basis.mT @ (update - start)).norm() / (basis.mT @ start).norm()) ** 2),
             "this is squared: a share of the energy, where a share of the length is asked for.",
+        ),
+        Wrong(
+            lambda update, start, basis: float((update - start).norm() / (basis.mT @ start).norm()),
+            "the numerator is not projected: what moved outside the shared subspace counts too. P takes M − S as well.",
+        ),
+        Wrong(
+            lambda update, start, basis: float((_inside(basis, update) - start).norm() / _inside(basis, start).norm()),
+            "a bracket is missing: P takes the whole of M − S, and not M alone.",
+        ),
+        Wrong(
+            lambda update, start, basis: 100 * float((basis.mT @ (update - start)).norm() / (basis.mT @ start).norm()),
+            "this is in per cent; asked for is the ratio itself.",
         ),
     ],
     hints=[

@@ -32,6 +32,8 @@ RECOVERED = Problem(
         {"base": [60.0, 80.0, 70.0], "merged": [75.0, 82.0, 71.0], "experts": [95.0, 84.0, 90.0]},
         # Worse than the base, and a task that its expert made worse.
         {"base": [60.0, 80.0], "merged": [50.0, 75.0], "experts": [90.0, 79.0]},
+        # Better than the experts.
+        {"base": [60.0, 70.0], "merged": [80.0, 85.0], "experts": [75.0, 84.0]},
     ],
     wrong=[
         Wrong(
@@ -59,6 +61,15 @@ RECOVERED = Problem(
             "a merge that is worse than the base must show it: nothing is cut off at 0.",
         ),
         Wrong(
+            lambda base, merged, experts: min(1.0, max(0.0, _recovered(base, merged, experts))),
+            "nothing is cut off, neither at 0, where a merge is worse than the base, nor at 1, where it is better than "
+            "the experts.",
+        ),
+        Wrong(
+            lambda base, merged, experts: abs(_recovered(base, merged, experts)),
+            "the sign is lost: a merge that is worse than the base lies below zero.",
+        ),
+        Wrong(
             lambda base, merged, experts: 100 * _recovered(base, merged, experts),
             "this is in per cent; asked for is a share, 1 for as good as the experts.",
         ),
@@ -77,11 +88,16 @@ def _differences(one: list[float], other: list[float]) -> list[float]:
     return [a - b for a, b in zip(one, other, strict=True)]
 
 
+def _interval(one: list[float], other: list[float], t: float) -> tuple[float, float]:
+    differences = _differences(one, other)
+    return fmean(differences), t * stdev(differences) / math.sqrt(len(differences))
+
+
 INTERVAL = Problem(
     name="07.2",
     question=(
         "Write `paired(one, other, t)`: how much better a method is than another over the same seeds, with half of the "
-        "95 % interval, as a pair. `one` and `other` are accuracies seed by seed; take the differences seed "
+        "95 % interval, as a pair. `one` and `other` are lists of accuracies, seed by seed; take the differences seed "
         "by seed, their mean, and $t \\cdot s / \\sqrt n$ with s their standard deviation (n − 1 in its denominator)."
     ),
     stub="def paired(one, other, t):\n    ...\n",
@@ -95,6 +111,8 @@ INTERVAL = Problem(
     cases=[
         {"one": [70.0, 80.5, 61.0], "other": [68.0, 79.0, 59.6], "t": _T[3]},
         {"one": [50.0, 71.0, 90.0, 64.0, 80.0], "other": [50.5, 69.0, 89.0, 64.2, 77.0], "t": _T[5]},
+        # The first one loses, and the seeds have not the same order in both.
+        {"one": [70.0, 71.0, 60.2, 66.0], "other": [72.5, 71.5, 60.0, 73.0], "t": _T[4]},
     ],
     wrong=[
         Wrong(
@@ -137,6 +155,32 @@ INTERVAL = Problem(
                 t * stdev(_differences(one, other)) / math.sqrt(len(one)),
             ),
             "the sign is turned round: above zero has to mean that the first one is better.",
+        ),
+        Wrong(
+            lambda one, other, t: _interval(sorted(one), sorted(other), t),
+            "the seeds are no longer beside each other: the first of `one` belongs to the first of `other`.",
+        ),
+        Wrong(
+            lambda one, other, t: (
+                _interval(one, other, t)[0] - _interval(one, other, t)[1],
+                sum(_interval(one, other, t)),
+            ),
+            "these are the two ends of the interval. Asked for are its middle and half of its width.",
+        ),
+        Wrong(
+            lambda one, other, t: (_interval(one, other, t)[0], 2 * _interval(one, other, t)[1]),
+            "this is the whole width of the interval. Asked for is half of it, from the middle to one end.",
+        ),
+        Wrong(
+            lambda one, other, t: (
+                _interval(one, other, t)[0],
+                t * stdev(_differences(one, other)) ** 2 / math.sqrt(len(one)),
+            ),
+            "this takes the variance s². The interval has s, its root.",
+        ),
+        Wrong(
+            lambda one, other, t: (abs(_interval(one, other, t)[0]), _interval(one, other, t)[1]),
+            "the sign of the mean is lost: below zero the other method is better.",
         ),
     ],
     hints=[

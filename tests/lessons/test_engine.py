@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -201,3 +202,48 @@ def test_it_goes_on_with_its_own_where_there_is_none_that_is_right(
     said = capsys.readouterr().out.strip()
     assert said == "Exercise 00.0 is not solved yet: the lesson goes on with its own `double`."
     assert not file.exists()
+
+
+def test_one_number_may_come_as_a_tensor_of_any_shape() -> None:
+    assert same(torch.tensor([2.5]), 2.5)
+    assert same(np.array([[2.5]]), torch.tensor(2.5))
+    assert not same(torch.tensor([2.5, 2.5]), 2.5)
+    assert same(np.str_("a"), "a")
+
+
+def test_what_pytorch_cannot_do_is_no_exercise_that_was_not_begun(file: Path) -> None:
+    def double(x):
+        return (x > 0).mean()
+
+    outcome = DOUBLE.check(double)
+    assert outcome.state == UNCHECKED
+    assert "it raised NotImplementedError in line" in outcome.text
+    assert file.exists()
+
+
+def test_a_known_mistake_that_breaks_is_known_by_how_it_breaks() -> None:
+    def crash(x):
+        return x @ torch.ones(7)
+
+    with_crash = replace(DOUBLE, wrong=[*DOUBLE.wrong, Wrong(crash, "nothing is to be multiplied by seven ones.")])
+    assert with_crash.check(lambda x: x @ torch.ones(7)).text == "nothing is to be multiplied by seven ones."
+    assert with_crash.check(lambda x: x @ torch.ones(6)).state == UNCHECKED
+    assert with_crash.check(lambda x: x * x).text == "squared, not doubled."
+    assert with_crash.check(lambda x: x + 1).text.startswith("expected ")
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "words"),
+    [
+        ({"a": 1.0, "b": 2.0}, {"a": 1.0, "b": 3.0}, "at b: expected 2 and found 3"),
+        ({"a": 1.0, "b": 2.0}, {"a": 1.0}, "expected {a: 1, b: 2} and found {a: 1}: it lacks b"),
+        ({"a": 1.0}, {"a": 1.0, "b": 2.0}, "expected {a: 1} and found {a: 1, b: 2}: it has b too many"),
+        ([1.0, 2.0], (1.0, 5.0), "number 2 of the 2: expected 2 and found 5"),
+        (1.2346, 1.2349, "expected 1.235 and found nearly that, off by up to 0.0003"),
+    ],
+)
+def test_an_answer_is_shown_where_it_differs(expected: object, found: object, words: str) -> None:
+    one = Problem(
+        "00.0", "Write `f(x)`.", "def f(x):\n    ...\n", f"def f(x):\n    return {expected!r}\n", [{"x": 0}], [], ["?"]
+    )
+    assert one.check(lambda x: found).text == f"{words}, for x = 0."
