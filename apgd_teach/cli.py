@@ -107,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     build.set_defaults(command=_build)
     build.add_argument("notebooks", nargs="*", metavar="NN", help="only these (default: all)")
     build.add_argument("--check", action="store_true", help="write nothing, compare with what is there")
+    build.add_argument("--keep-times", action="store_true", help="write down how long each notebook took")
     return parser
 
 
@@ -228,7 +229,7 @@ def _data(options: argparse.Namespace) -> int:
 def _build(options: argparse.Namespace) -> int:
     from apgd_teach.course import build_notebooks
 
-    problems = build_notebooks(options.notebooks or None, check=options.check)
+    problems = build_notebooks(options.notebooks or None, check=options.check, keep_seconds=options.keep_times)
     for problem in problems:
         print(problem, file=sys.stderr)
     if not problems:

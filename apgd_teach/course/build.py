@@ -18,7 +18,7 @@ from nbformat import NotebookNode
 from PIL import Image
 
 import apgd_teach
-from apgd_teach.course.header import times
+from apgd_teach.course.header import header, keep_times, times
 from apgd_teach.course.prose import facts_of, fill, stale
 from apgd_teach.course.publish import drop_widgets
 from apgd_teach.course.runner import BUDGET_S, errors_in, profiles_in, run_notebook
@@ -45,6 +45,7 @@ __all__ = [
     "compare",
     "documents",
     "handed_out",
+    "header_shown",
     "quotable",
 ]
 
@@ -71,7 +72,7 @@ def build(
     *,
     budget_s: float | None = None,
     env: Mapping[str, str] | None = None,
-) -> None:
+) -> float:
     """Run a source and write the notebook that is committed.
 
     What depends on when and where it ran is taken out: widget state, papermill's notes, timings, what was written to
@@ -83,6 +84,9 @@ def build(
         profile: "full" is what is published; `check_built` refuses any other.
         budget_s: seconds for the run; the profile's own where None.
         env: environment variables for the kernel.
+
+    Returns:
+        how many seconds the run took.
 
     Raises:
         CourseError: the notebook fails, holds an absolute path, or is larger than `MAX_BYTES`.
@@ -103,6 +107,7 @@ def build(
     if problems:
         raise CourseError(f"{source.name} was not built: {' '.join(problems)}")
     write_atomically(out, text.encode())
+    return result.seconds
 
 
 def _clean(notebook: NotebookNode, values: Mapping[str, object]) -> None:
@@ -408,7 +413,9 @@ def compare(
     return problems
 
 
-def build_notebooks(names: Sequence[str | Path] | None = None, check: bool = False) -> list[str]:
+def build_notebooks(
+    names: Sequence[str | Path] | None = None, check: bool = False, keep_seconds: bool = False
+) -> list[str]:
     """Build committed notebooks from their sources, or check that the committed ones come out again.
 
     A committed notebook from the same source whose results come out the same is left as it is: its bytes change only
@@ -417,6 +424,7 @@ def build_notebooks(names: Sequence[str | Path] | None = None, check: bool = Fal
     Args:
         names: numbers ("02"), names or paths of sources; None for all.
         check: write nothing; build into a temporary folder and compare with what is committed.
+        keep_seconds: write down how long each took, for its header; worth it with an empty cache only.
 
     Returns:
         One sentence for everything that is wrong; empty where all is well. All notebooks are built before it returns.
@@ -434,10 +442,12 @@ def build_notebooks(names: Sequence[str | Path] | None = None, check: bool = Fal
         with tempfile.TemporaryDirectory(prefix="apgd-teach-") as temporary:
             fresh = Path(temporary, committed.name)
             try:
-                build(source, fresh)
+                seconds = build(source, fresh)
             except CourseError as error:
                 problems.append(str(error))
                 continue
+            if keep_seconds:
+                keep_times("full", {source.stem: seconds})
             changes = [] if before else compare(committed, fresh)
             if check:
                 problems += [f"{committed.name}, built again: {change}" for change in changes]
@@ -447,9 +457,37 @@ def build_notebooks(names: Sequence[str | Path] | None = None, check: bool = Fal
             for picture in readme_pictures(committed):
                 write_atomically(folder.parent / "docs" / "result.png", picture)
             write_atomically(folder / "student" / committed.name, notebook_text(handed_out(source)).encode())
+    if not check:
+        for source in list_sources():
+            committed = folder / f"{source.stem}.ipynb"
+            if committed.is_file() and header_shown(committed):
+                notebook = read_notebook(committed)
+                _show_header(notebook)
+                write_atomically(committed, notebook_text(notebook).encode())
     if not problems:
         problems += _documents(folder, check)
     return problems
+
+
+_HEADER = re.compile(r'header\("(\d\d)"\)')
+
+
+def header_shown(ipynb: Path) -> str:
+    """The minutes that a built notebook shows, "" where it shows none."""
+    for cell in read_notebook(ipynb).cells:
+        if cell.cell_type == "code" and _HEADER.fullmatch(cell.source.strip()):
+            return "".join(output.get("data", {}).get("text/markdown", "") for output in cell.outputs)
+    return ""
+
+
+def _show_header(notebook: NotebookNode) -> None:
+    """The minutes as they are known now: how long a notebook takes is known only when it has run."""
+    for cell in notebook.cells:
+        number = _HEADER.fullmatch(cell.source.strip()) if cell.cell_type == "code" else None
+        if number:
+            for output in cell.outputs:
+                said = str(header(number[1]))
+                output.data.update(dict.fromkeys(("text/markdown", "text/plain"), said))
 
 
 def handed_out(source: Path) -> NotebookNode:
@@ -471,7 +509,7 @@ def _documents(folder: Path, check: bool) -> list[str]:
 
 def documents(root: Path) -> list[Path]:
     """The files that may quote what notebooks have recorded."""
-    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    return [path for path in (root / "README.md", *sorted((root / "docs").rglob("*.md"))) if path.is_file()]
 
 
 def quotable(folder: Path) -> dict[str, float]:

@@ -148,7 +148,7 @@ def header(number: str) -> Said:
         parts.append(f"**Running all of it**, with nothing trained before: {', '.join(ran)} ({_kept()['machine']}).")
     if asked.short:
         parts.append(
-            f"**Short route**: the sections marked so, about {asked.short:.0f} minutes; run the other cells as well, unread."
+            f"**Short route**: the sections marked so, about {asked.short:.0f} minutes; run the other cells unread."
         )
     return Said(" ".join(parts))
 

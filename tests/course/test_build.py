@@ -379,6 +379,14 @@ def test_building_writes_what_changed_only_and_checking_writes_nothing(clone):
     assert build_notebooks() == []
     assert committed.read_bytes() == first, "the machine's cell alone is no reason to change a committed notebook"
     assert build_notebooks(check=True) == []
+    learners = (clone / "student" / committed.name).read_text(encoding="utf-8")
+    assert "250.125" not in learners
+    assert "SCALE * 1000.5" in learners
+    (clone.parent / "README.md").write_text("It took <!-- =09.nothing -->7<!-- = --> s.", encoding="utf-8")
+    assert build_notebooks() == [
+        "README.md quotes '09.nothing', which no notebook records: take it out, or record it (say)."
+    ]
+    (clone.parent / "README.md").unlink()
 
     change(
         committed,

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from apgd_teach.course.build import check_built, readme_pictures
+from apgd_teach.course.build import check_built, documents, header_shown, quotable, readme_pictures
+from apgd_teach.course.header import header
 from apgd_teach.course.lint import lint
+from apgd_teach.course.prose import stale
 from apgd_teach.course.sources import read_notebook
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
@@ -28,6 +30,16 @@ def test_a_source_has_nothing_wrong_that_can_be_seen(source):
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_the_committed_notebook_is_its_sources_published_form(source):
     assert check_built(NOTEBOOKS / f"{source.stem}.ipynb", source) == []
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_the_committed_notebook_shows_the_minutes_that_were_measured(source):
+    assert header_shown(NOTEBOOKS / f"{source.stem}.ipynb") == str(header(source.stem[:2]))
+
+
+@pytest.mark.parametrize("path", documents(NOTEBOOKS.parent), ids=lambda path: path.name)
+def test_numbers_in_documents_are_those_of_the_notebooks(path):
+    assert stale(path.read_text(encoding="utf-8"), quotable(NOTEBOOKS), path.name) == []
 
 
 def test_the_readme_shows_the_picture_of_the_published_notebook():
