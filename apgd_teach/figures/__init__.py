@@ -22,6 +22,7 @@ from apgd_teach.figures.mistakes import draw_confusion, draw_examples, find_mist
 from apgd_teach.figures.panels import Panel, Slider, panel
 from apgd_teach.figures.ranks import draw_angles, draw_rank, measure_angles, measure_rank
 from apgd_teach.figures.residuals import draw_residual, measure_residuals
+from apgd_teach.figures.seeds import draw_over_seeds, over_seeds
 from apgd_teach.figures.sweeps import draw_methods, draw_sweep, sweep
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "draw_laboratory",
     "draw_methods",
     "draw_norms",
+    "draw_over_seeds",
     "draw_paths",
     "draw_planes",
     "draw_rank",
@@ -60,6 +62,7 @@ __all__ = [
     "measure_laboratory",
     "measure_rank",
     "measure_residuals",
+    "over_seeds",
     "pairwise_interference",
     "panel",
     "show",

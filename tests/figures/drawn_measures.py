@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
+from statistics import mean, stdev
 
 import torch
 
@@ -13,6 +15,7 @@ from apgd_teach.experts import Pool
 from apgd_teach.figures.gaps import Along, Estimates, draw_along, draw_estimate
 from apgd_teach.figures.interference import Interference, draw_interference, pairwise_interference
 from apgd_teach.figures.mistakes import Mistakes, draw_confusion, draw_examples
+from apgd_teach.figures.seeds import OverSeeds, draw_over_seeds, over_seeds
 from apgd_teach.figures.style import png
 from apgd_teach.figures.sweeps import Sweep, draw_methods, draw_sweep
 from apgd_teach.models import make_encoder
@@ -86,6 +89,18 @@ def comparison(merges: tuple[str, ...] = ("average", "ties", "adamerging", "apgd
     return Comparison(TITLES, scores(0.7), scores(0.97), merged, used, "bundled tier")
 
 
+def compared_over_seeds() -> dict[int, Comparison]:
+    return {0: comparison(), 10: comparison(images=180), 20: comparison(images=160)}
+
+
+def held_over_seeds() -> OverSeeds:
+    def interval(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+        differences = [a - b for a, b in zip(one, other, strict=True)]
+        return mean(differences), 4.30 * stdev(differences) / len(differences) ** 0.5
+
+    return over_seeds(compared_over_seeds(), "average", interval)
+
+
 def interfering() -> Interference:
     return pairwise_interference(vectors())
 
@@ -133,6 +148,8 @@ DRAWN_MEASURES = {
     "methods": lambda: draw_methods(comparison()),
     "methods on one task": lambda: draw_methods(comparison(), task=NAMES[-1]),
     "twelve methods": lambda: draw_methods(comparison(LONG)),
+    "over seeds": lambda: draw_over_seeds(held_over_seeds()),
+    "over seeds, titled": lambda: draw_over_seeds(held_over_seeds(), title="The hot experts, against the average"),
     "cosines": lambda: draw_interference(interfering(), layer="layer1.weight", titles=TITLES),
     "conflict": lambda: draw_interference(interfering(), layer="conv.weight", measure="conflict", titles=TITLES),
     "overlap": lambda: draw_interference(interfering(), layer="layer1.weight", measure="overlap", titles=TITLES),
