@@ -15,7 +15,7 @@ from apgd_teach.figures.anatomy import (
 from apgd_teach.figures.descent import draw_descent, measure_descent
 from apgd_teach.figures.drawing import Drawing, show
 from apgd_teach.figures.gaps import draw_along, draw_estimate, estimated_gaps, gap_along, loss_gradients
-from apgd_teach.figures.interference import draw_interference, pairwise_interference
+from apgd_teach.figures.interference import draw_interference, draw_pairs, measure_pairs, pairwise_interference
 from apgd_teach.figures.laboratory import draw_gap_closed, draw_laboratory, measure_gap_closed, measure_laboratory
 from apgd_teach.figures.merges import draw_comparison, draw_paths, draw_planes
 from apgd_teach.figures.mistakes import draw_confusion, draw_examples, find_mistakes
@@ -23,7 +23,7 @@ from apgd_teach.figures.panels import Panel, Slider, panel
 from apgd_teach.figures.ranks import draw_angles, draw_rank, measure_angles, measure_rank
 from apgd_teach.figures.residuals import draw_residual, measure_residuals
 from apgd_teach.figures.seeds import draw_over_seeds, over_seeds
-from apgd_teach.figures.sweeps import draw_methods, draw_sweep, sweep
+from apgd_teach.figures.sweeps import draw_methods, draw_sweep, draw_tradeoff, sweep
 
 __all__ = [
     "Drawing",
@@ -44,6 +44,7 @@ __all__ = [
     "draw_methods",
     "draw_norms",
     "draw_over_seeds",
+    "draw_pairs",
     "draw_paths",
     "draw_planes",
     "draw_rank",
@@ -51,6 +52,7 @@ __all__ = [
     "draw_spectra",
     "draw_sweep",
     "draw_tasks",
+    "draw_tradeoff",
     "estimated_gaps",
     "find_mistakes",
     "gap_along",
@@ -60,6 +62,7 @@ __all__ = [
     "measure_descent",
     "measure_gap_closed",
     "measure_laboratory",
+    "measure_pairs",
     "measure_rank",
     "measure_residuals",
     "over_seeds",

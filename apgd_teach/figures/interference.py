@@ -1,10 +1,10 @@
-"""What every two tasks do to each other in a layer, read off their task vectors alone."""
+"""What every two tasks do to each other: in a layer, read off their task vectors alone; and when the two are merged."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,23 @@ import torch
 from torch import Tensor
 
 from apgd_teach.errors import ApgdTeachError
+from apgd_teach.evaluate import Evaluator
 from apgd_teach.figures.drawing import Drawing
-from apgd_teach.figures.style import figure, styled
-from apgd_teach.merging import StateDict
+from apgd_teach.figures.style import figure, look, styled
+from apgd_teach.merging import StateDict, task_vectors
 from apgd_teach.merging.statedict import as_matrix
 from apgd_teach.merging.subspace import left_vectors
+from apgd_teach.progress import bar
 
-__all__ = ["MEASURES", "Interference", "draw_interference", "pairwise_interference"]
+__all__ = [
+    "MEASURES",
+    "Interference",
+    "PairCosts",
+    "draw_interference",
+    "draw_pairs",
+    "measure_pairs",
+    "pairwise_interference",
+]
 
 MEASURES = ("cosine", "conflict", "overlap")
 """What can be measured of two task vectors in a layer; see `pairwise_interference`."""
@@ -254,3 +264,181 @@ def _shown(value: float, digits: int) -> str:
         return "–"
     text = f"{value:.{digits}f}"
     return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
+
+
+# What a pair costs
+
+
+@dataclass(frozen=True)
+class PairCosts:
+    """Every two experts, merged by averaging the two, and what the weights alone said of them before.
+
+    Attributes:
+        titles: of the tasks, by name.
+        pairs: names of the two tasks.
+        kinds: per pair, the family that both tasks are of, or "two families".
+        measures: "cosine" and "conflict" per pair, see `pairwise_interference`, over all weights together; "overlap"
+            as the mean over the layers.
+        gaps: per pair, the gap of the merged network to the task's own expert (nats), mean of the two tasks.
+        lost: per pair, the accuracy of the two experts, each on its own task, less that of the merged network (points),
+            mean of the two tasks.
+
+    Lesson: 03.
+    """
+
+    titles: dict[str, str]
+    pairs: tuple[tuple[str, str], ...]
+    kinds: tuple[str, ...]
+    measures: dict[str, tuple[float, ...]]
+    gaps: tuple[float, ...]
+    lost: tuple[float, ...]
+
+    def name(self, place: int) -> str:
+        """The titles of a pair's two tasks."""
+        return " + ".join(self.titles[task] for task in self.pairs[place])
+
+    def end(self, measure: str, *, alike: bool) -> int:
+        """Place of the pair that is most alike by a measure, or least. The first where several are."""
+        sign = _LOOKS[measure].alike * (1 if alike else -1)
+        keys = [-math.inf if math.isnan(value) else sign * value for value in self.measures[measure]]
+        return max(range(len(keys)), key=keys.__getitem__)
+
+    def correlation(self, measure: str) -> float:
+        """Spearman's rank correlation of a measure with the gap.
+
+        NaN where one of the two is the same everywhere, or a task did not move and cannot be compared.
+        """
+        if any(map(math.isnan, self.measures[measure])):
+            return math.nan
+        return _correlation(_ranks(self.measures[measure]), _ranks(self.gaps))
+
+    def by_chance(self, measure: str, draws: int = 2000) -> float:
+        """The share of random renumberings of the tasks under which the rank correlation is as far from zero, per cent.
+
+        Pairs share tasks, so 28 pairs are no 28 independent points: the tasks are what is permuted (Mantel's test).
+        """
+        names = list(self.titles)
+        place = {frozenset(pair): at for at, pair in enumerate(self.pairs)}
+        there, gaps, seen = _ranks(self.measures[measure]), _ranks(self.gaps), abs(self.correlation(measure))
+        chance, reached = np.random.default_rng(0), 0
+        for _ in range(draws):
+            other = dict(zip(names, chance.permutation(names), strict=True))
+            moved = there[[place[frozenset(other[task] for task in pair)] for pair in self.pairs]]
+            reached += abs(_correlation(moved, gaps)) >= seen - 1e-12
+        return 100 * reached / draws
+
+
+def measure_pairs(
+    evaluator: Evaluator, base: StateDict, experts: Mapping[str, StateDict], *, progress: bool = True
+) -> PairCosts:
+    """Average every two experts and score both tasks, beside what their task vectors say of the pair.
+
+    Args:
+        evaluator: says which images; its pool has the tasks of `experts`.
+        base: θ₀.
+        experts: θᵢ by task; two or more.
+        progress: show a bar.
+
+    Raises:
+        ApgdTeachError: there are fewer than two experts, or one of a task that the evaluator does not have.
+
+    Source: method.md §2.1. Lesson: 03.
+    """
+    vectors = task_vectors(base, experts)
+    layers = pairwise_interference(vectors)
+    weights = list(layers.cosine)
+    flat = {task: torch.cat([tau[key].flatten() for key in weights]).cpu().double() for task, tau in vectors.items()}
+    own = {task: evaluator.score(state, task) for task, state in experts.items()}
+    pairs = tuple(itertools.combinations(experts, 2))
+    measures: dict[str, list[float]] = {name: [] for name in MEASURES}
+    gaps, lost = [], []
+    with bar(len(pairs), "pair", "averages of two", progress) as done:
+        for pair in pairs:
+            one, other = (flat[task] for task in pair)
+            inner, sizes = one @ other, one.abs() @ other.abs()
+            i, j = (list(experts).index(task) for task in pair)
+            measures["cosine"].append(float(inner / (one.norm() * other.norm())))
+            measures["conflict"].append(float(50 * (1 - inner / sizes)))
+            measures["overlap"].append(float(torch.stack([layers.overlap[key][i, j] for key in weights]).mean()))
+            # The average of two, as `merge` makes it; without the checks and hashes of 28 merges.
+            steps = [vectors[task] for task in pair]
+            merged = {
+                key: sum((tau[key] / 2 for tau in steps), tensor) if key in steps[0] else tensor
+                for key, tensor in base.items()
+            }
+            scores = {task: evaluator.score(merged, task) for task in pair}
+            gaps.append(sum(scores[task].loss - own[task].loss for task in pair) / 2)
+            lost.append(sum(own[task].accuracy - scores[task].accuracy for task in pair) / 2)
+            done.update(1)
+    tasks = evaluator.pool.tasks
+    families = [{tasks[task].family for task in pair} for pair in pairs]
+    return PairCosts(
+        titles={task: tasks[task].title for task in experts},
+        pairs=pairs,
+        kinds=tuple(two.pop() if len(two) == 1 else "two families" for two in families),
+        measures={name: tuple(values) for name, values in measures.items()},
+        gaps=tuple(gaps),
+        lost=tuple(lost),
+    )
+
+
+def draw_pairs(measured: PairCosts, *, measure: str = "conflict") -> Drawing:
+    """Each pair as a point: what the weights say of it, and what averaging the two costs.
+
+    Args:
+        measured: what `measure_pairs` gave.
+        measure: one of `MEASURES`.
+
+    Raises:
+        ApgdTeachError: there is no such measure.
+
+    Lesson: 03.
+    """
+    if measure not in MEASURES:
+        raise ApgdTeachError(f"there is no measure '{measure}' of interference; use one of: {', '.join(MEASURES)}.")
+    how, values = _LOOKS[measure], measured.measures[measure]
+    ends = [measured.end(measure, alike=alike) for alike in (True, False)]
+    with styled():
+        drawn, (axes,) = figure(width=7.8, height=4.8)
+        for i, kind in enumerate(sorted(set(measured.kinds), key=lambda kind: (kind == "two families", kind))):
+            places = [place for place, one in enumerate(measured.kinds) if one == kind]
+            axes.plot(
+                [values[place] for place in places],
+                [measured.gaps[place] for place in places],
+                **{**look(i), "linestyle": ""},
+                markersize=8,
+                label=kind if kind == "two families" else f"both {kind}",
+            )
+        for place in dict.fromkeys(ends):
+            axes.plot(values[place], measured.gaps[place], "o", color="black", fillstyle="none", markersize=15)
+        axes.set_xlabel(f"{how.title.lower()}{' (%)' if how.unit else ''}")
+        axes.set_ylabel("gap when the two are averaged (nats)")
+        axes.set_title("What the weights say of a pair, and what it costs")
+        drawn.legend(loc="outside lower center", ncols=3)
+    alike, apart = (
+        f"{measured.name(place)} ({_shown(values[place], how.digits)}{how.unit}; gap {measured.gaps[place]:.2f} nats, "
+        f"{_shown(measured.lost[place], 1)} points of accuracy lost)"
+        for place in ends
+    )
+    return Drawing(
+        drawn,
+        f"{how.title}, over all weights. Most alike: {alike}. Least alike: {apart}. Rank correlation with the gap over "
+        f"{len(values)} pairs: {_shown(measured.correlation(measure), 2)}.",
+        {
+            "rank correlation with the gap": measured.correlation(measure),
+            "gap of the pair most alike (nats)": measured.gaps[ends[0]],
+            "gap of the pair least alike (nats)": measured.gaps[ends[1]],
+        },
+    )
+
+
+def _ranks(values: Sequence[float]) -> np.ndarray[Any, Any]:
+    """Ranks from 0; those of equal values are their mean."""
+    given = np.asarray(values, dtype=float)
+    return np.array([(given < one).sum() + ((given == one).sum() - 1) / 2 for one in given])
+
+
+def _correlation(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
+    one, other = one - one.mean(), other - other.mean()
+    size = float(np.sqrt((one @ one) * (other @ other)))
+    return float(one @ other) / size if size else math.nan

@@ -12,10 +12,10 @@ from apgd_teach.errors import ApgdTeachError
 from apgd_teach.evaluate import Comparison, Difference, Evaluator
 from apgd_teach.figures.drawing import Drawing
 from apgd_teach.figures.style import COLORS, MARKERS, figure, look, styled
-from apgd_teach.merging import StateDict, merge
+from apgd_teach.merging import StateDict, TaskArithmetic
 from apgd_teach.progress import bar
 
-__all__ = ["Sweep", "draw_methods", "draw_sweep", "sweep"]
+__all__ = ["Sweep", "draw_methods", "draw_sweep", "draw_tradeoff", "sweep"]
 
 _GREY = COLORS[7]
 
@@ -31,6 +31,7 @@ class Sweep:
         base: per task, the base's accuracy (%).
         experts: per task, the accuracy of the task's own expert (%).
         titles: of the tasks, by name.
+        gaps: per task, its loss at each λ less that of its own expert (nats).
 
     Lesson: 03.
     """
@@ -41,6 +42,20 @@ class Sweep:
     base: dict[str, float]
     experts: dict[str, float]
     titles: dict[str, str]
+    gaps: dict[str, tuple[float, ...]]
+
+    @property
+    def own(self) -> dict[str, float]:
+        """Per task, the λ at which its own gap is smallest."""
+        return {task: self._at(gaps) for task, gaps in self.gaps.items()}
+
+    @property
+    def common(self) -> float:
+        """The λ at which the mean gap over the tasks is smallest."""
+        return self._at([sum(at) / len(at) for at in zip(*self.gaps.values(), strict=True)])
+
+    def _at(self, gaps: Sequence[float]) -> float:
+        return self.coefficients[min(range(len(gaps)), key=gaps.__getitem__)]
 
     @property
     def means(self) -> tuple[float, ...]:
@@ -65,10 +80,10 @@ def sweep(
     *,
     progress: bool = True,
 ) -> Sweep:
-    """Score θ₀ + λ Στᵢ at each λ, by `merge` with the method `task_arithmetic`.
+    """Score θ₀ + λ Στᵢ at each λ, in every tensor: λ = 0 is the base and λ = 1/T the average.
 
-    Biases are averaged at every λ, as the merge's policy has it: λ = 0 is not quite the base, and λ = 1/T is the
-    average in every tensor.
+    `merge` with the method `task_arithmetic` does the same to weights and averages biases whatever λ is, which is
+    another network where λ is not 1/T: hot experts' biases can go far.
 
     Args:
         evaluator: says which images; its pool has the tasks of `vectors`.
@@ -95,11 +110,13 @@ def sweep(
     }
     tasks = list(evaluator.pool.tasks)
     every = sorted({*coefficients, 1 / len(tasks)})
+    total = {key: sum(tau[key] for tau in vectors.values()) for key in next(iter(vectors.values()))}
     merged = {}
     with bar(len(every), "network", "sweep of λ", progress) as networks:
         for place, coefficient in enumerate(every):
-            made = merge(base, experts, "task_arithmetic", coefficient=coefficient)
-            merged[str(place)] = evaluator.scores(made.state_dict)
+            step = TaskArithmetic(coefficient).coefficient
+            state = {key: tensor + step * total[key] if key in total else tensor for key, tensor in base.items()}
+            merged[str(place)] = evaluator.scores(state)
             networks.update(1)
     titles = {task: evaluator.pool.tasks[task].title for task in tasks}
     own = {task: evaluator.score(experts[task], task) for task in tasks}
@@ -111,6 +128,9 @@ def sweep(
         base={task: score.accuracy for task, score in compared.base.items()},
         experts={task: score.accuracy for task, score in compared.experts.items()},
         titles=titles,
+        gaps={
+            task: tuple(scores[task].loss - compared.experts[task].loss for scores in merged.values()) for task in tasks
+        },
     )
 
 
@@ -187,6 +207,58 @@ def draw_sweep(measured: Sweep, *, coefficient: float) -> Drawing:
             "against the base (points)": against.points,
             "half the 95 % interval (points)": against.margin,
         },
+    )
+
+
+def draw_tradeoff(measured: Sweep) -> Drawing:
+    """What every task pays at each λ for its not being the task's own: bowls that touch zero at different places.
+
+    Drawn is the gap less the task's own smallest one. What rises far above what most tasks pay is cut off.
+
+    Args:
+        measured: what `sweep` gave.
+
+    Lesson: 03.
+    """
+    own, every = measured.own, measured.coefficients
+    first, last = min(own.values()), max(own.values())
+    ends = max(0, every.index(first) - 1), min(len(every) - 1, every.index(last) + 1)
+    paid = {task: [gap - min(gaps) for gap in gaps] for task, gaps in measured.gaps.items()}
+    top = 3 * sorted(max(one[place] for place in ends) for one in paid.values())[len(paid) // 2]
+    with styled():
+        drawn, (axes,) = figure(width=8.6, height=5.2)
+        if first < last:
+            axes.axvspan(first, last, color="#E4E4E4", linewidth=0, zorder=0.5, label="somebody pays")
+        axes.axvline(measured.common, color="black", linestyle=":", linewidth=1.4, label="smallest mean gap")
+        for i, (task, one) in enumerate(paid.items()):
+            axes.plot(every, one, **look(i), linewidth=1.5, markersize=4, label=measured.titles[task])
+            axes.plot(
+                own[task],
+                0.0,
+                **{**look(i), "linestyle": ""},
+                markersize=11,
+                markeredgecolor="black",
+                zorder=3,
+                clip_on=False,
+            )
+        axes.set_xlim(every[0], every[min(len(every) - 1, ends[1] + 1)])
+        axes.set_ylim(0, max(top, 1e-9))
+        axes.set_xlabel("merging coefficient λ in θ₀ + λ Στᵢ")
+        axes.set_ylabel("gap above the task's smallest (nats)")
+        axes.set_title("Where each task would put λ (large marks)")
+        drawn.legend(loc="outside lower center", ncols=3)
+    lowest, highest = min(own, key=own.__getitem__), max(own, key=own.__getitem__)
+    each = "; ".join(f"{measured.titles[task]} {value:.3g}" for task, value in own.items())
+    return Drawing(
+        drawn,
+        f"The λ at which each task's gap is smallest: {each}. "
+        + (
+            f"They reach from {first:.3g} ({measured.titles[lowest]}) to {last:.3g} ({measured.titles[highest]}); "
+            if first < last
+            else "All tasks want the same; "
+        )
+        + f"the mean gap is smallest at {measured.common:.3g}.",
+        {f"λ of {measured.titles[task]}": value for task, value in own.items()},
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import mean, stdev
@@ -13,11 +14,17 @@ from apgd_teach.data import TASKS, load_task
 from apgd_teach.evaluate import Comparison, Difference, Score
 from apgd_teach.experts import Pool
 from apgd_teach.figures.gaps import Along, Estimates, draw_along, draw_estimate
-from apgd_teach.figures.interference import Interference, draw_interference, pairwise_interference
+from apgd_teach.figures.interference import (
+    Interference,
+    PairCosts,
+    draw_interference,
+    draw_pairs,
+    pairwise_interference,
+)
 from apgd_teach.figures.mistakes import Mistakes, draw_confusion, draw_examples
 from apgd_teach.figures.seeds import OverSeeds, draw_over_seeds, over_seeds
 from apgd_teach.figures.style import png
-from apgd_teach.figures.sweeps import Sweep, draw_methods, draw_sweep
+from apgd_teach.figures.sweeps import Sweep, draw_methods, draw_sweep, draw_tradeoff
 from apgd_teach.models import make_encoder
 from apgd_teach.training import recipe
 
@@ -70,8 +77,13 @@ def swept() -> Sweep:
         for i, name in enumerate(NAMES)
     }
     against = tuple(Difference(1.0 - 9 * x, 0.5) for x in coefficients)
+    # Each task has a parabola of its own: the vertices lie between 0.1 and 0.3.
+    gaps = {
+        name: tuple(0.1 + 4 * (x - (0.1, 0.125, 0.2, 0.3)[i % 4]) ** 2 for x in coefficients)
+        for i, name in enumerate(NAMES)
+    }
     return Sweep(
-        coefficients, accuracies, against, dict.fromkeys(NAMES, 81.0), dict.fromkeys(NAMES, 90.0), dict(TITLES)
+        coefficients, accuracies, against, dict.fromkeys(NAMES, 81.0), dict.fromkeys(NAMES, 90.0), dict(TITLES), gaps
     )
 
 
@@ -103,6 +115,23 @@ def held_over_seeds() -> OverSeeds:
 
 def interfering() -> Interference:
     return pairwise_interference(vectors())
+
+
+def pair_costs(count: int = 8) -> PairCosts:
+    pairs = tuple(itertools.combinations(NAMES[:count], 2))
+    conflict = tuple(30.0 + 7 * i % 40 for i in range(len(pairs)))
+    return PairCosts(
+        titles={name: TITLES[name] for name in NAMES[:count]},
+        pairs=pairs,
+        kinds=tuple(a.split("-")[0] if a.split("-")[0] == b.split("-")[0] else "two families" for a, b in pairs),
+        measures={
+            "cosine": tuple((50 - one) / 50 for one in conflict),
+            "conflict": conflict,
+            "overlap": tuple(20.0 + i % 5 for i in range(len(pairs))),
+        },
+        gaps=tuple(0.05 + one / 100 + 0.01 * (i % 3) for i, one in enumerate(conflict)),
+        lost=tuple(one / 10 for one in conflict),
+    )
 
 
 def estimates(gradients: bool = True) -> Estimates:
@@ -145,6 +174,10 @@ LONG = ("task arithmetic, λ = 0.3", *(f"method number {i}" for i in range(11)))
 DRAWN_MEASURES = {
     "sweep": lambda: draw_sweep(swept(), coefficient=0.3),
     "sweep at the average": lambda: draw_sweep(swept(), coefficient=1 / 8),
+    "trade-off": lambda: draw_tradeoff(swept()),
+    "pairs": lambda: draw_pairs(pair_costs()),
+    "pairs by overlap": lambda: draw_pairs(pair_costs(), measure="overlap"),
+    "one pair": lambda: draw_pairs(pair_costs(2)),
     "methods": lambda: draw_methods(comparison()),
     "methods on one task": lambda: draw_methods(comparison(), task=NAMES[-1]),
     "twelve methods": lambda: draw_methods(comparison(LONG)),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path as File
 
 import numpy as np
@@ -11,12 +12,21 @@ import torch
 
 sys.path.insert(0, str(File(__file__).parent))
 
-from drawn_measures import NAMES, TITLES, interfering, vectors
+from drawn_measures import NAMES, TITLES, interfering, pair_costs, untrained_pool, vectors
 
 sys.path.pop(0)
 
 from apgd_teach.errors import ApgdTeachError
-from apgd_teach.figures.interference import MEASURES, draw_interference, pairwise_interference
+from apgd_teach.evaluate import Evaluator
+from apgd_teach.figures.interference import (
+    MEASURES,
+    PairCosts,
+    draw_interference,
+    draw_pairs,
+    measure_pairs,
+    pairwise_interference,
+)
+from apgd_teach.merging import merge, task_vectors
 
 
 def of_one_layer(*matrices: list[list[float]]) -> dict[str, dict[str, torch.Tensor]]:
@@ -182,3 +192,98 @@ def test_bad_input_is_one_sentence() -> None:
         draw_interference(interfering(), layer="conv.weight", measure="angle")
     with pytest.raises(ApgdTeachError, match=r"not measured in 'head'; there are: layer1\.weight, conv"):
         draw_interference(interfering(), layer="head")
+
+
+# What a pair costs
+
+
+@pytest.fixture(scope="module")
+def pool():
+    return untrained_pool(3)
+
+
+@pytest.fixture(scope="module")
+def costs(pool) -> PairCosts:
+    return measure_pairs(Evaluator(pool, images=50), pool.base, pool.experts, progress=False)
+
+
+def test_every_pair_is_averaged_and_scored_on_its_own_two_tasks(pool, costs) -> None:
+    evaluator = Evaluator(pool, images=50)
+    assert costs.pairs == tuple(itertools.combinations(NAMES[:3], 2))
+    for pair, gap, lost in zip(costs.pairs, costs.gaps, costs.lost, strict=True):
+        state = merge(pool.base, {task: pool.experts[task] for task in pair}).state_dict
+        merged = [evaluator.score(state, task) for task in pair]
+        own = [evaluator.score(pool.experts[task], task) for task in pair]
+        assert gap == pytest.approx(np.mean([a.loss - b.loss for a, b in zip(merged, own, strict=True)]), rel=1e-4)
+        # The average is added up in another order: an image may tip over.
+        assert lost == pytest.approx(
+            np.mean([b.accuracy - a.accuracy for a, b in zip(merged, own, strict=True)]), abs=2
+        )
+    assert costs.kinds == ("digits",) * 3
+
+
+def test_what_the_weights_say_of_a_pair_is_over_all_weights_together(pool, costs) -> None:
+    vectors = task_vectors(pool.base, pool.experts)
+    layers = pairwise_interference(vectors)
+    flat = [torch.cat([tau[key].flatten() for key in layers.cosine]).double() for tau in vectors.values()]
+    for place, (i, j) in enumerate(itertools.combinations(range(3), 2)):
+        product = flat[i] * flat[j]
+        share = 100 * product[product < 0].abs().sum() / product.abs().sum()
+        assert costs.measures["conflict"][place] == pytest.approx(float(share))
+        cosine = float(product.sum() / flat[i].norm() / flat[j].norm())
+        assert costs.measures["cosine"][place] == pytest.approx(cosine)
+        overlap = np.mean([float(one[i, j]) for one in layers.overlap.values()])
+        assert costs.measures["overlap"][place] == pytest.approx(overlap)
+
+
+def test_the_ends_of_a_measure_are_the_pairs_most_and_least_alike() -> None:
+    one = pair_costs()
+    for name in MEASURES:
+        values, alike = one.measures[name], name != "conflict"
+        assert values[one.end(name, alike=alike)] == max(values)
+        assert values[one.end(name, alike=not alike)] == min(values)
+    unmoved = replace(one, measures={**one.measures, "conflict": (math.nan, *one.measures["conflict"][1:])})
+    assert 0 not in (unmoved.end("conflict", alike=True), unmoved.end("conflict", alike=False))
+    assert math.isnan(unmoved.correlation("conflict"))
+    assert "Rank correlation with the gap over 28 pairs: –." in draw_pairs(unmoved).words
+
+
+def test_the_rank_correlation_is_spearman_s_and_ties_share_their_rank() -> None:
+    one = replace(pair_costs(), gaps=tuple(float(i * i) for i in range(28)))
+    raised = replace(one, measures={**one.measures, "conflict": tuple(10 + math.sqrt(i) for i in range(28))})
+    assert raised.correlation("conflict") == pytest.approx(1)
+    ties = replace(one, measures={**one.measures, "conflict": tuple(float(i // 14) for i in range(28))})
+    ranks = np.array([6.5] * 14 + [20.5] * 14)
+    assert ties.correlation("conflict") == pytest.approx(np.corrcoef(ranks, np.arange(28))[0, 1])
+    level = replace(one, measures={**one.measures, "conflict": (1.0,) * 28})
+    assert math.isnan(level.correlation("conflict"))
+
+
+def test_chance_renumbers_the_tasks_and_not_the_pairs() -> None:
+    # The gap is large where the first task takes part, and so is the conflict: one renumbering of eight says the same.
+    one = pair_costs()
+    first = tuple(float(NAMES[0] in pair) for pair in one.pairs)
+    told = replace(one, gaps=first, measures={**one.measures, "conflict": first})
+    assert told.correlation("conflict") == pytest.approx(1)
+    assert told.by_chance("conflict", draws=800) == pytest.approx(100 / 8, abs=4)
+    assert told.by_chance("conflict", draws=50) == told.by_chance("conflict", draws=50)
+
+
+def test_every_pair_is_a_point_and_the_ends_are_ringed_and_named() -> None:
+    one = pair_costs()
+    drawing = draw_pairs(one)
+    axes = drawing.figure.axes[0]
+    points = [point for line in axes.lines[:3] for point in zip(line.get_xdata(), line.get_ydata(), strict=True)]
+    assert sorted(points) == sorted(zip(one.measures["conflict"], one.gaps, strict=True))
+    ends = [one.end("conflict", alike=True), one.end("conflict", alike=False)]
+    rings = [(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines[3:]]
+    assert rings == [(one.measures["conflict"][place], one.gaps[place]) for place in ends]
+    for place, word in zip(ends, ("Most alike", "Least alike"), strict=True):
+        said = f"{one.measures['conflict'][place]:.0f} %; gap {one.gaps[place]:.2f} nats, {one.lost[place]:.1f} points"
+        assert f"{word}: {one.name(place)} ({said} of accuracy lost)" in drawing.words
+    assert drawing.numbers["rank correlation with the gap"] == one.correlation("conflict")
+
+
+def test_pairs_by_a_measure_that_there_is_not() -> None:
+    with pytest.raises(ApgdTeachError, match="no measure 'angle' of interference; use one of: cosine, conflict, over"):
+        draw_pairs(pair_costs(), measure="angle")

@@ -17,7 +17,7 @@ sys.path.pop(0)
 
 from apgd_teach.errors import ApgdTeachError
 from apgd_teach.evaluate import Difference, Evaluator, Score
-from apgd_teach.figures.sweeps import Sweep, draw_methods, draw_sweep, place_of, sweep
+from apgd_teach.figures.sweeps import Sweep, draw_methods, draw_sweep, draw_tradeoff, place_of, sweep
 from apgd_teach.merging import merge, task_vectors
 
 
@@ -45,14 +45,16 @@ def measured(pool, evaluator) -> Sweep:
     return sweep(evaluator, pool.base, vectors, [1.0, 0.0], progress=False)
 
 
-def test_a_sweep_scores_what_merge_makes_at_every_coefficient(pool, evaluator, measured) -> None:
+def test_a_sweep_scores_the_base_and_lambda_times_all_steps_in_every_tensor(pool, evaluator, measured) -> None:
     assert measured.coefficients == (0.0, 0.5, 1.0)
-    experts = task_vectors(pool.base, pool.experts)
-    rebuilt = {task: {key: pool.base[key] + one for key, one in tau.items()} for task, tau in experts.items()}
+    vectors = task_vectors(pool.base, pool.experts).values()
     for place, coefficient in enumerate(measured.coefficients):
-        state = merge(pool.base, rebuilt, "task_arithmetic", coefficient=coefficient).state_dict
+        state = {key: one + coefficient * sum(tau[key] for tau in vectors) for key, one in pool.base.items()}
         for task in pool.tasks:
             assert measured.accuracies[task][place] == evaluator.score(state, task).accuracy
+            gap = evaluator.score(state, task).loss - evaluator.score(pool.experts[task], task).loss
+            assert measured.gaps[task][place] == pytest.approx(gap, abs=1e-5)
+    assert measured.accuracies == {task: (measured.base[task], *of[1:]) for task, of in measured.accuracies.items()}
 
 
 def test_one_over_the_number_of_tasks_is_measured_unasked_and_is_the_average(pool, evaluator, measured) -> None:
@@ -139,6 +141,52 @@ def test_numbers_of_a_sweep_have_the_same_names_everywhere_on_the_slider() -> No
 def test_a_coefficient_that_was_not_measured_is_refused() -> None:
     with pytest.raises(ApgdTeachError, match=r"nothing was measured at λ = 0\.35; take one of: 0, 0\.1, 0\.125, 0\.2"):
         draw_sweep(swept(), coefficient=0.35)
+
+
+# The trade-off
+
+
+def test_a_task_s_own_coefficient_is_that_of_its_smallest_gap_and_the_common_one_that_of_the_mean() -> None:
+    one = swept()
+    assert list(one.own.values()) == [0.1, 0.125, 0.2, 0.3] * 2
+    mean = np.array(list(one.gaps.values())).mean(axis=0)
+    assert one.common == one.coefficients[int(mean.argmin())] == 0.2
+
+
+def test_every_task_s_own_coefficient_is_marked_and_the_span_between_them() -> None:
+    one = swept()
+    axes = draw_tradeoff(one).figure.axes[0]
+    for i, (task, gaps) in enumerate(one.gaps.items()):
+        # Two lines per task, after that of the smallest mean: the whole course, and the mark.
+        course, mark = axes.lines[1 + 2 * i : 3 + 2 * i]
+        assert list(course.get_ydata()) == [gap - min(gaps) for gap in gaps]
+        assert (list(mark.get_xdata()), list(mark.get_ydata())) == ([one.own[task]], [0.0])
+        assert course.get_label() == one.titles[task]
+    assert set(axes.lines[0].get_xdata()) == {0.2}
+    (span,) = axes.patches
+    assert (span.get_x(), span.get_x() + span.get_width()) == pytest.approx((0.1, 0.3))
+
+
+def test_the_words_of_a_trade_off_are_its_numbers() -> None:
+    drawing = draw_tradeoff(swept())
+    assert (
+        f"They reach from 0.1 ({TITLES[NAMES[0]]}) to 0.3 ({TITLES[NAMES[3]]}); the mean gap is smallest at 0.2."
+        in (drawing.words)
+    )
+    assert drawing.numbers == {f"λ of {TITLES[name]}": value for name, value in swept().own.items()}
+    agreed = replace(swept(), gaps=dict.fromkeys(NAMES, (0.3, 0.2, 0.1, 0.2, 0.3, 0.4)))
+    drawing = draw_tradeoff(agreed)
+    assert "All tasks want the same; the mean gap is smallest at 0.125." in drawing.words
+    assert not drawing.figure.axes[0].patches
+
+
+@pytest.mark.parametrize("best", [0, 5])
+def test_a_coefficient_at_an_end_of_the_sweep_is_drawn_too(best: int) -> None:
+    gaps = tuple(0.1 * abs(place - best) for place in range(6))
+    drawing = draw_tradeoff(replace(swept(), gaps=dict.fromkeys(NAMES, gaps)))
+    left, right = drawing.figure.axes[0].get_xlim()
+    assert left <= swept().coefficients[best] <= right
+    assert left < right
 
 
 # Methods
