@@ -33,7 +33,7 @@ class Profile:
         compared_tasks: tasks of the comparison over seeds, which trains several pools.
         joint_steps: optimiser steps of joint training, in that comparison.
         adapt_steps: steps of the references that learn from unlabelled images.
-        heat_rates: learning rates at which experts are fine-tuned beside the mild and the hot one.
+        heat_rates: at how many learning rates experts are fine-tuned beside the mild and the hot one.
     """
 
     name: str
@@ -47,14 +47,14 @@ class Profile:
     compared_tasks: int
     joint_steps: int
     adapt_steps: int
-    heat_rates: tuple[float, ...]
+    heat_rates: int
 
 
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("fast", 150, 100, 1000, 9, 200, 9, 400, 4, 100, 40, (0.01,)),
-        Profile("full", 250, 250, 2000, 21, 1000, 21, 1000, 8, 1000, 200, (0.01, 0.08)),
+        Profile("fast", 150, 100, 1000, 9, 200, 9, 400, 4, 100, 40, 1),
+        Profile("full", 250, 250, 2000, 21, 1000, 21, 1000, 8, 1000, 200, 2),
     )
 }
 
