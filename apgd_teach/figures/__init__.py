@@ -20,7 +20,14 @@ from apgd_teach.figures.laboratory import draw_gap_closed, draw_laboratory, meas
 from apgd_teach.figures.merges import draw_comparison, draw_paths, draw_planes
 from apgd_teach.figures.mistakes import draw_confusion, draw_examples, find_mistakes
 from apgd_teach.figures.panels import Panel, Slider, panel
-from apgd_teach.figures.ranks import draw_angles, draw_rank, measure_angles, measure_rank
+from apgd_teach.figures.ranks import (
+    draw_angles,
+    draw_rank,
+    draw_sharing,
+    measure_angles,
+    measure_rank,
+    measure_sharing,
+)
 from apgd_teach.figures.residuals import draw_residual, measure_residuals
 from apgd_teach.figures.seeds import draw_over_seeds, over_seeds
 from apgd_teach.figures.sweeps import draw_methods, draw_sweep, draw_tradeoff, sweep
@@ -49,6 +56,7 @@ __all__ = [
     "draw_planes",
     "draw_rank",
     "draw_residual",
+    "draw_sharing",
     "draw_spectra",
     "draw_sweep",
     "draw_tasks",
@@ -65,6 +73,7 @@ __all__ = [
     "measure_pairs",
     "measure_rank",
     "measure_residuals",
+    "measure_sharing",
     "over_seeds",
     "pairwise_interference",
     "panel",

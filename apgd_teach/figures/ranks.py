@@ -1,10 +1,10 @@
-"""How much of a layer to protect: accuracy by the rank of the subspace, and how far two tasks' subspaces are apart."""
+"""What tasks share and how much of it to protect: directions by how many tasks use them, angles, accuracy by rank."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from statistics import mean, median
 
@@ -17,17 +17,22 @@ from apgd_teach.errors import ApgdTeachError
 from apgd_teach.evaluate import Evaluator, Scores
 from apgd_teach.figures.drawing import Drawing
 from apgd_teach.figures.style import COLORS, LINES, MARKERS, figure, styled
-from apgd_teach.merging import Apgd, Audit, StateDict, merge
-from apgd_teach.merging.subspace import left_vectors, principal_angles
+from apgd_teach.merging import Apgd, Audit, Layer, Merged, Solution, StateDict, merge
+from apgd_teach.merging.descent import off
+from apgd_teach.merging.method import ALONE
+from apgd_teach.merging.subspace import left_vectors, principal_angles, shared_basis, soft_projector
 
 __all__ = [
     "Accuracy",
     "RankSweep",
+    "Sharing",
     "SubspaceAngles",
     "draw_angles",
     "draw_rank",
+    "draw_sharing",
     "measure_angles",
     "measure_rank",
+    "measure_sharing",
 ]
 
 
@@ -56,6 +61,7 @@ class RankSweep:
         auto_share: the share that soft protection amounts to, all merged layers together.
         auto_range: the smallest and the largest of any layer.
         base: how accurate the base is.
+        merged: by share, and under "auto", what the merge gave back.
     """
 
     shares: dict[float, Accuracy]
@@ -63,6 +69,7 @@ class RankSweep:
     auto_share: float
     auto_range: tuple[float, float]
     base: Accuracy
+    merged: dict[float | str, Merged] = field(default_factory=dict, repr=False)
 
 
 def measure_rank(
@@ -72,9 +79,12 @@ def measure_rank(
     *,
     shares: Sequence[float] = (0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 6, 1 / 4, 1 / 2, 1),
     titles: Mapping[str, str] | None = None,
+    free: Mapping[str, Solution] | None = None,
     **settings: object,
 ) -> RankSweep:
     """Merge with every share protected, and with soft protection, and score what comes out.
+
+    A layer of granularity "full" is solved once for all shares (see `_Swept`); of the others, once for each.
 
     Args:
         base: θ₀.
@@ -82,6 +92,8 @@ def measure_rank(
         score: what scores a state dict on every task: an `Evaluator`, or a function.
         shares: of r = min(out, in), each 0 to 1.
         titles: of the tasks; those of the evaluator's pool, or their names, when None.
+        free: by layer, what `Apgd(…).solve` gives with these settings and nothing protected, where that is known
+            already, the experts in the order of their names as a merge has them. Only "full" makes use of it.
         settings: of `Apgd`, all but `protect`.
 
     Raises:
@@ -104,8 +116,12 @@ def measure_rank(
         least = min(by_task, key=lambda task: by_task[task])
         return Accuracy(mean(by_task.values()), by_task[least], names.get(least, least))
 
+    solved: dict[str, tuple[Solution, Tensor]] = {}
+    networks: dict[float | str, Merged] = {}
+
     def merged(protect: float | str) -> tuple[Accuracy, Audit]:
-        made = merge(base, experts, Apgd(protect=protect, **settings))  # type: ignore[arg-type]
+        made = merge(base, experts, _Swept.of(free or {}, solved, protect=protect, **settings))
+        networks[protect] = made
         return accuracy(made.state_dict), made.audit
 
     auto, audit = merged("auto")
@@ -119,7 +135,54 @@ def measure_rank(
         auto_share=sum(size * one for size, one in zip(sizes, held, strict=True)) / sum(sizes),
         auto_range=(min(held), max(held)),
         base=accuracy(base),
+        merged=networks,
     )
+
+
+class _Swept(Apgd):
+    """`Apgd` at one share after another: a layer of "full" is solved with nothing protected, once, and then held.
+
+    In the gradient M G − B of "full" P acts on the left and all else on the right, so M − S with a subspace protected
+    is what it is with nothing protected, projected off the subspace. Of "row" and "layer" that does not hold.
+    """
+
+    _free: Mapping[str, Solution]
+    _solved: dict[str, tuple[Solution, Tensor]]
+
+    @classmethod
+    def of(cls, free: Mapping[str, Solution], solved: dict[str, tuple[Solution, Tensor]], **settings: object) -> _Swept:
+        """The method at one share, with what it has in common with the others.
+
+        Args:
+            free: solutions that are known, by layer.
+            solved: solutions and all shared directions, by layer; filled as layers come.
+            settings: of `Apgd`.
+        """
+        made = cls(**settings)  # type: ignore[arg-type]
+        object.__setattr__(made, "_free", free)
+        object.__setattr__(made, "_solved", solved)
+        return made
+
+    def solve(self, task_vectors: Tensor, layer: Layer = ALONE) -> Solution:
+        if self.granularity != "full" or self.solver != "exact":
+            return super().solve(task_vectors, layer)
+        moved = task_vectors[torch.linalg.vector_norm(task_vectors, dim=(1, 2)) > 0]
+        if layer.name not in self._solved:
+            known = self._free.get(layer.name)
+            if known is None:
+                plain = Apgd(**{one.name: getattr(self, one.name) for one in fields(self)})
+                known = replace(plain, protect=0.0).solve(task_vectors, layer)
+            every = shared_basis(moved, min(moved.shape[1:]), basis=self.basis) if len(moved) else moved.new_zeros(0)
+            self._solved[layer.name] = known, every
+        found, directions = self._solved[layer.name]
+        if not len(moved):
+            return found
+        step = found.update - found.start
+        if self._softly:
+            soft = soft_projector(moved, self.softness)
+            return replace(found, update=found.update - soft @ step, soft=soft)
+        basis = directions[:, : self._rank(moved, layer)]
+        return replace(found, update=found.start + off(basis, step), basis=basis)
 
 
 def draw_rank(measured: RankSweep, *, share: float) -> Drawing:
@@ -355,5 +418,124 @@ def draw_angles(measured: SubspaceAngles, *, rank: int) -> Drawing:
             "median angle (°)": median(found),
             "smallest angle, random (°)": chance[0],
             "median angle, random (°)": median(chance),
+        }
+        return Drawing(drawn, words, numbers)
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How many tasks write into each output direction of a layer.
+
+    Attributes:
+        tasks: T, how many there are.
+        per_task: how many directions of each task are counted.
+        keep: how many directions the paper protects, r // 6.
+        counts: of every direction u, most shared first, Σᵢ ‖Pᵢu‖², to which each task adds 0 to 1: the squared singular
+            values of the tasks' first directions side by side.
+        random: the same of as many random subspaces, mean over `draws`; and the least and the most of any draw.
+        draws: of the random subspaces.
+    """
+
+    tasks: int
+    per_task: int
+    keep: int
+    counts: tuple[float, ...]
+    random: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
+    draws: int
+
+    @property
+    def beyond(self) -> int:
+        """How many directions more tasks write into than into any direction of the random subspaces."""
+        return sum(one > self.random[2][0] for one in self.counts)
+
+
+def measure_sharing(task_vectors: Tensor, *, draws: int = 8, seed: int = 0) -> Sharing:
+    """Put the tasks' first directions side by side, and say of each direction how many tasks it belongs to.
+
+    Args:
+        task_vectors: τ of one layer, shape (task, out, in).
+        draws: of T random subspaces.
+        seed: of these.
+
+    Raises:
+        ApgdTeachError: these are no task vectors of one layer, or there is no draw.
+
+    Source: method.md §2.5. Lesson: 05.
+    """
+    if task_vectors.ndim != 3:
+        raise ApgdTeachError(
+            f"the task vectors have shape {tuple(task_vectors.shape)}; give those of one layer, (task, out, in)."
+        )
+    if draws < 1:
+        raise ApgdTeachError(f"draws is {draws}; give 1 or more draws of random subspaces.")
+    tasks, out, columns = task_vectors.shape
+    count = max(1, min(out, columns) // tasks)
+    found = _counts(torch.stack([left_vectors(tau, count)[0] for tau in task_vectors]))
+    generator = torch.Generator("cpu").manual_seed(seed)
+    chance = torch.linalg.qr(torch.randn((draws, tasks, out, count), generator=generator, device="cpu")).Q
+    drawn = torch.stack([_counts(one) for one in chance])
+    random = tuple(tuple(one.tolist()) for one in (drawn.mean(0), drawn.amin(0), drawn.amax(0)))
+    return Sharing(tasks, count, min(out, columns) // 6, tuple(found.tolist()), random, draws)  # type: ignore[arg-type]
+
+
+def _counts(bases: Tensor) -> Tensor:
+    """Σᵢ ‖Pᵢu‖² along each direction, largest first: the eigenvalues of Σ Pᵢ, from bases (task, out, k)."""
+    together = bases.permute(1, 0, 2).flatten(1)
+    return torch.linalg.eigvalsh(together @ together.mT).flip(0).clamp_min(0)
+
+
+def draw_sharing(measured: Mapping[str, Sharing], *, layer: str) -> Drawing:
+    """How many tasks write into each direction of a layer, beside random subspaces.
+
+    Args:
+        measured: by layer, from `measure_sharing`.
+        layer: which one to draw.
+
+    Raises:
+        ApgdTeachError: it was not measured.
+
+    Lesson: 05.
+    """
+    if layer not in measured:
+        raise ApgdTeachError(f"no layer {layer!r} was measured; there are: {', '.join(measured)}.")
+    here = measured[layer]
+    out, (chance, least, most) = len(here.counts), here.random
+    with styled():
+        drawn, (axes,) = figure(width=8.4, height=4.6)
+        order = range(1, out + 1)
+        axes.fill_between(order, least, most, color=COLORS[1], alpha=0.25, linewidth=0)
+        axes.plot(order, here.counts, color=COLORS[0], linestyle=LINES[0], label="the tasks' directions")
+        axes.plot(
+            order,
+            chance,
+            color=COLORS[1],
+            linestyle=LINES[1],
+            label=f"random subspaces: mean of {here.draws} draws (shaded: least to most)",
+        )
+        axes.axhline(here.tasks, color="#7A7A7A", linewidth=1, linestyle=":", label=f"all {here.tasks} tasks")
+        if here.keep:
+            axes.axvline(
+                here.keep + 0.5, color=COLORS[2], linewidth=1.4, linestyle=LINES[2], label=f"r // 6 = {here.keep}"
+            )
+        axes.set_xlim(0.5, out + 0.5)
+        axes.set_ylim(0, 1.08 * here.tasks)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel(f"output direction of {layer}, most shared first")
+        axes.set_ylabel("tasks that write into it")
+        axes.set_title(f"{here.per_task} directions of each task, put together")
+        drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        kept = f"direction {here.keep} to {here.counts[here.keep - 1]:.1f}; " if here.keep else ""
+        words = (
+            f"In {layer} the most shared of {out} output directions belongs to {here.counts[0]:.1f} of {here.tasks} "
+            f"tasks, {kept}{here.beyond} directions to more than any direction of random subspaces does "
+            f"({most[0]:.1f})."
+        )
+        numbers = {
+            "output directions": out,
+            "of each task": here.per_task,
+            "most shared direction: tasks": here.counts[0],
+            "direction r // 6: tasks": here.counts[here.keep - 1] if here.keep else "–",
+            "most shared direction, random: tasks": most[0],
+            "directions beyond random": here.beyond,
         }
         return Drawing(drawn, words, numbers)

@@ -22,11 +22,14 @@ from apgd_teach.figures.laboratory import (
 )
 from apgd_teach.figures.ranks import (
     RankSweep,
+    Sharing,
     SubspaceAngles,
     draw_angles,
     draw_rank,
+    draw_sharing,
     measure_angles,
     measure_rank,
+    measure_sharing,
 )
 from apgd_teach.figures.residuals import Residuals, draw_residual, measure_residuals
 from apgd_teach.figures.style import png
@@ -110,6 +113,11 @@ def angles() -> SubspaceAngles:
     return measure_angles(one, other, (LONGEST, TITLES[NAMES[1]]), ranks=(1, 2, 4, 8, 16, 40))
 
 
+@cache
+def sharing() -> dict[str, Sharing]:
+    return {"layer1.weight": measure_sharing(taus(8, 48, 40)), "few.weight": measure_sharing(taus(3, 6, 4))}
+
+
 DRAWN_SOLVER = {
     **{
         f"laboratory {seed}, {n} steps": (plane, draw_laboratory, (seed,), {"steps": n})
@@ -129,6 +137,8 @@ DRAWN_SOLVER = {
     "angles, 1": (angles, draw_angles, (), {"rank": 1}),
     "angles, 16": (angles, draw_angles, (), {"rank": 16}),
     "angles, 40": (angles, draw_angles, (), {"rank": 40}),
+    "sharing": (sharing, draw_sharing, (), {"layer": "layer1.weight"}),
+    "sharing, nothing to keep": (sharing, draw_sharing, (), {"layer": "few.weight"}),
 }
 """By name: what measures (kept, so that nothing is measured twice), what draws, and the arguments of both."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median
 
@@ -16,8 +17,16 @@ from apgd_teach.data import load_task
 from apgd_teach.errors import ApgdTeachError
 from apgd_teach.evaluate import Evaluator, Score, Scores
 from apgd_teach.experts import make_pool
-from apgd_teach.figures.ranks import RankSweep, draw_angles, draw_rank, measure_angles, measure_rank
-from apgd_teach.merging import StateDict, merge, soft_projector
+from apgd_teach.figures.ranks import (
+    RankSweep,
+    draw_angles,
+    draw_rank,
+    draw_sharing,
+    measure_angles,
+    measure_rank,
+    measure_sharing,
+)
+from apgd_teach.merging import Apgd, StateDict, merge, shared_basis, soft_projector
 
 TITLES = {"one": "task one", "two": "task two", "three": "task three"}
 SHARES = (0, 1 / 8, 1 / 6, 1)
@@ -61,6 +70,53 @@ def test_every_share_is_scored_as_it_would_be_by_hand(sweep: RankSweep) -> None:
         assert found.task == TITLES[min(accuracies, key=accuracies.get)]
     assert sweep.base.mean == pytest.approx(mean(one.accuracy for one in score(BASE).values()))
     assert len({one.mean for one in sweep.shares.values()}) > 2
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"power": 2.0, "flatten": 0.5},
+        {"trim": 0.3},
+        {"basis": "weighted", "solver": "descent", "steps": 20},
+        {"granularity": "row", "flatten": 0.0},
+    ],
+)
+def test_what_is_swept_is_what_a_merge_makes(settings: dict) -> None:
+    swept = measure_rank(BASE, EXPERTS, score, shares=SHARES, titles=TITLES, **settings).merged
+    assert list(swept) == ["auto", *sorted(SHARES)]
+    for protect, made in swept.items():
+        plain = merge(BASE, EXPERTS, "apgd", protect=protect, **settings).state_dict
+        for key, tensor in plain.items():
+            torch.testing.assert_close(made.state_dict[key], tensor)
+
+
+def test_a_solution_that_is_known_is_not_solved_again() -> None:
+    names = sorted(EXPERTS)
+    vectors = {key: torch.stack([EXPERTS[one][key] - BASE[key] for one in names]).flatten(2) for key in ("a", "b")}
+    known = {key: Apgd(flatten=0.0).solve(one) for key, one in vectors.items()}
+    longer = {key: replace(one, update=2 * one.update - one.start) for key, one in known.items()}
+    plain, given, other = (
+        {
+            share: one.state_dict
+            for share, one in measure_rank(
+                BASE, EXPERTS, score, shares=[0, 1 / 6], titles=TITLES, free=free, flatten=0.0
+            ).merged.items()
+        }
+        for free in (None, known, longer)
+    )
+    for share in (0, 1 / 6):
+        torch.testing.assert_close(given[share], plain[share])
+        assert not torch.allclose(other[share]["a"], plain[share]["a"])
+
+
+def test_a_task_that_did_not_move_is_left_out_of_a_sweep_too() -> None:
+    still = {**EXPERTS, "two": {**EXPERTS["two"], "a": BASE["a"]}}
+    nowhere = {name: {**one, "a": BASE["a"]} for name, one in EXPERTS.items()}
+    for experts in (still, nowhere):
+        swept = measure_rank(BASE, experts, score, shares=SHARES, titles=TITLES, flatten=0.0).merged
+        for protect in SHARES:
+            plain = merge(BASE, experts, "apgd", protect=protect, flatten=0.0).state_dict
+            torch.testing.assert_close(swept[protect].state_dict["a"], plain["a"])
 
 
 def test_the_automatic_share_is_that_of_all_layers_together(sweep: RankSweep) -> None:
@@ -211,3 +267,54 @@ def test_a_rank_that_was_not_measured() -> None:
 def test_angles_that_are_none_are_one_sentence(one: Tensor, settings: dict, sentence: str) -> None:
     with pytest.raises(ApgdTeachError, match=sentence):
         measure_angles(one, turned(5)[1], ("a", "b"), **settings)
+
+
+# Sharing
+
+
+def test_a_direction_counts_the_tasks_that_write_into_it() -> None:
+    """Three tasks of three directions each, of twelve: one is everybody's, one belongs to two."""
+    eye = torch.eye(12)
+    used = [[0, 1, 2], [0, 1, 3], [0, 4, 5]]
+    vectors = torch.stack([eye[:, one] @ torch.diag(torch.tensor([3.0, 2.0, 1.0])) @ torch.eye(3, 9) for one in used])
+    found = measure_sharing(vectors)
+    assert (found.tasks, found.per_task, found.keep) == (3, 3, 1)
+    assert found.counts == pytest.approx([3, 2, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0], abs=1e-5)
+    assert found.beyond == sum(one > found.random[2][0] for one in (3, 2, 1, 1, 1, 1))
+
+
+def test_the_most_shared_directions_are_those_of_the_shared_basis() -> None:
+    vectors = torch.randn(4, 20, 30, generator=torch.Generator().manual_seed(0)).double()
+    found = measure_sharing(vectors)
+    own = [torch.linalg.svd(one).U[:, : found.per_task] for one in vectors]
+    basis = shared_basis(vectors, 3)
+    for place in range(3):
+        assert found.counts[place] == pytest.approx(sum(float((one.mT @ basis[:, place]).norm() ** 2) for one in own))
+
+
+def test_random_subspaces_share_their_directions_out() -> None:
+    vectors = torch.randn(3, 12, 12, generator=torch.Generator().manual_seed(0))
+    found, again = measure_sharing(vectors), measure_sharing(vectors)
+    assert found == again
+    for values in (found.counts, *found.random[:1]):
+        assert sum(values) == pytest.approx(3 * 4, rel=1e-4)
+    assert all(low <= middle <= high for middle, low, high in zip(*found.random, strict=True))
+
+
+def test_sharing_drawn_is_what_was_measured() -> None:
+    measured = {"a": measure_sharing(torch.randn(3, 24, 18, generator=torch.Generator().manual_seed(0)))}
+    drawing = draw_sharing(measured, layer="a")
+    (axes,) = drawing.figure.axes
+    assert tuple(axes.lines[0].get_ydata()) == measured["a"].counts
+    assert tuple(axes.lines[1].get_ydata()) == measured["a"].random[0]
+    assert f"{measured['a'].counts[0]:.1f} of 3 tasks" in drawing.words
+    assert drawing.numbers["directions beyond random"] == measured["a"].beyond
+
+
+def test_sharing_that_is_none_is_one_sentence() -> None:
+    with pytest.raises(ApgdTeachError, match=r"give those of one layer, \(task, out, in\)"):
+        measure_sharing(torch.ones(3, 3))
+    with pytest.raises(ApgdTeachError, match="draws is 0"):
+        measure_sharing(torch.ones(2, 3, 3), draws=0)
+    with pytest.raises(ApgdTeachError, match="no layer 'b' was measured; there are: a"):
+        draw_sharing({"a": measure_sharing(torch.eye(6).expand(2, 6, 6))}, layer="b")
