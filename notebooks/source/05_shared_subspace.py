@@ -239,7 +239,7 @@ say(
 # %% [markdown]
 # ## What all of them share
 #
-# Now all $T$ tasks at once, in the way the paper does it. Of each task, take the first $r // T$ left singular vectors,
+# Now all $T$ tasks at once, in the way the paper does it. Of each task, take the first `r // T` left singular vectors,
 # all of length one, and put them side by side:
 #
 # $$C = [\, U_1 \; U_2 \; \cdots \; U_T \,], \qquad C C^\top = \sum_i U_i U_i^\top = \sum_i P_i .$$
@@ -276,7 +276,7 @@ problem("05.2").check(shared_basis)
 shared_basis = problem("05.2").use(shared_basis)
 
 # %% [markdown]
-# Your function on the real layer, with the paper's numbers: $r // T$ of each task, $k = r // 6$ kept. The library's
+# Your function on the real layer, with the paper's numbers: `r // T` of each task, $k$ = `r // 6` kept. The library's
 # own may find other columns; what must agree is the subspace, and so the projector.
 
 # %%
@@ -288,24 +288,23 @@ theirs = merging.shared_basis(tau, k)
 C = torch.cat(list(bases.values()), dim=1)
 
 torch.testing.assert_close(U @ U.T, theirs @ theirs.T, atol=2e-3, rtol=0)
+
+
+def again(basis, times):
+    """How long the mean task vector is after so many projections, as a share of what it was."""
+    X = tau.mean(dim=0)
+    return float((torch.linalg.matrix_power(basis @ basis.T, times) @ X).norm() / X.norm())
+
+
 Table(
-    (
-        "columns",
-        "how many",
-        "largest product of two of them",
-        "‖UUᵀX‖/‖X‖ after one, two, three times",
-    ),
+    ("columns", "how many", "largest product", "projected once", "twice", "three times"),
     [
         (
             name,
             basis.shape[1],
             float((basis.T @ basis - torch.eye(basis.shape[1])).abs().max()),
-            ", ".join(
-                f"{float((torch.linalg.matrix_power(basis @ basis.T, n) @ X).norm() / X.norm()):.2f}"
-                for n in (1, 2, 3)
-            ),
+            *(again(basis, times) for times in (1, 2, 3)),
         )
-        for X in [tau.mean(dim=0)]
         for name, basis in (
             ("the tasks' own, side by side (C)", C),
             ("after the second SVD (U)", U),
@@ -313,7 +312,8 @@ Table(
     ],
     digits=2,
     caption="Only an orthonormal basis makes a projector",
-    note="X: the mean task vector. A projector can only shorten, and only once.",
+    note="Largest product: of two different columns. Projected: the length of the mean task vector, in units of what "
+    "it was before. A projector shortens it once, and then leaves it alone.",
 )
 
 # %% [markdown]
@@ -342,9 +342,9 @@ panel(
 )
 
 # %% [markdown]
-# Where the tasks' line lies above the dashed one, directions belong to more tasks than chance explains. $r // 6$ is the
+# Where the tasks' line lies above the dashed one, directions belong to more tasks than chance explains. `r // 6` is the
 # paper's choice of how many to call shared; nothing in the curve has to end there. Ask of each layer on which side of
-# $r // 6$ the two lines cross, and how many tasks the last protected direction still belongs to.
+# `r // 6` the two lines cross, and how many tasks the last protected direction still belongs to.
 
 # %% [markdown]
 # ## How much of the updates is in it?
@@ -368,15 +368,14 @@ def shared_of(task_vectors, basis="published"):
     return merging.shared_basis(task_vectors, min(task_vectors.shape[1:]) // 6, basis=basis)
 
 
-rows = {}
-for layer, real in taus["mild"].items():
-    found = []
-    for vectors in (real, shuffled(real)):
-        basis = shared_of(vectors)
-        each = [100 * inside(vector, basis) for vector in vectors]
-        found += [sum(each) / T, min(each), 100 * inside(vectors.mean(dim=0), basis)]
-    rows[layer] = (layer, basis.shape[1], 100 * basis.shape[1] / real.shape[1], *found)
+def held(task_vectors):
+    """Of the task vectors, and of their mean, the share in the subspace that they share, in per cent."""
+    basis = shared_of(task_vectors)
+    each = [100 * inside(vector, basis) for vector in task_vectors]
+    return sum(each) / T, min(each), 100 * inside(task_vectors.mean(dim=0), basis)
 
+
+shares = {layer: (held(one), held(shuffled(one))) for layer, one in taus["mild"].items()}
 Table(
     (
         "layer",
@@ -389,30 +388,27 @@ Table(
         "shuffled: least",
         "shuffled: mean τ",
     ),
-    list(rows.values()),
+    [
+        (layer, r6, 100 * r6 / one.shape[1], *shares[layer][0], *shares[layer][1])
+        for layer, one in taus["mild"].items()
+        for r6 in [min(one.shape[1:]) // 6]
+    ],
     digits=1,
     caption="Share of ‖·‖² inside the shared subspace, mild experts (%)",
 )
 
 # %%
-linear = dict(
-    zip(
-        ("layer", "k", "chance", "each", "least", "mean", "each0", "least0", "mean0"),
-        rows[LAYER],
-        strict=True,
-    )
-)
+(each, least, common), (each_by_chance, _, common_by_chance) = shares[LAYER]
 say(
-    f"In `{LAYER}` the {linear['k']} shared directions are {linear['chance']:.1f} % of all and hold "
-    f"{linear['each']:.0f} % of a task vector on average, and {linear['mean']:.0f} % of the mean of all. Built in the "
-    f"same way from shuffled numbers, a subspace holds {linear['each0']:.0f} % and {linear['mean0']:.0f} %.",
+    f"In `{LAYER}` the {k} shared directions are {100 * k / out:.1f} % of all and hold {each:.0f} % of a task vector "
+    f"on average, and {common:.0f} % of the mean of all. Built in the same way from shuffled numbers, a subspace holds "
+    f"{each_by_chance:.0f} % and {common_by_chance:.0f} %.",
     holds={
-        "the shared subspace holds more of every task vector than chance, and than of shuffled ones": linear[
-            "least"
-        ]
-        > max(linear["chance"], linear["each0"])
+        "the shared subspace holds more of every task vector than a shuffled one of its own": all(
+            real[1] > max(control[0], 100 / 6) for real, control in shares.values()
+        )
     },
-    facts={"05.inside_mean": linear["mean"], "05.inside_chance": linear["chance"]},
+    facts={"05.inside_mean": common, "05.inside_chance": 100 * k / out},
 )
 
 # %% [markdown]
@@ -457,20 +453,22 @@ off_the_shared = problem("05.3").use(off_the_shared)
 # ### One projection is enough
 #
 # The surrogate of granularity `full` (lesson 04) is $\frac12 \sum_j \lVert (M - \tau_j) \tau_j^\top \rVert^2 / \lVert
-# \tau_j \rVert^2$. Its gradient is
+# \tau_j \rVert^2$. Its gradient in $M$ is
 #
-# $$\nabla = M G - B, \qquad G = \sum_j \frac{\tau_j^\top \tau_j}{\lVert \tau_j \rVert^2}, \qquad
-# B = \sum_j \frac{\tau_j \tau_j^\top \tau_j}{\lVert \tau_j \rVert^2} .$$
+# $$\nabla = \sum_j \frac{(M - \tau_j) \tau_j^\top \tau_j}{\lVert \tau_j \rVert^2} = M G - B, \qquad G = \sum_j
+# \frac{\tau_j^\top \tau_j}{\lVert \tau_j \rVert^2}, \qquad B = \sum_j \frac{\tau_j \tau_j^\top \tau_j}{\lVert \tau_j
+# \rVert^2} .$$
 #
 # Everything that happens to $M$ here happens on its *right*; a projector acts on the *left*. Write $D = M - S$ for the
-# way gone so far. One free step is $D - \alpha (D G + S G - B)$. Multiply it by $(I - P)$ from the left, and put
-# $D' = (I - P) D$:
+# way gone so far, and $F = (I - P) D$ for its part outside the shared subspace. One free step takes $D$ to $D - \alpha
+# (D G + S G - B)$. What does it do to $F$? Multiply by $(I - P)$ from the left, and use $(I - P) D G = F G = (I - P) F
+# G$:
 #
-# $$(I - P) \left( D - \alpha (D G + S G - B) \right) = D' - \alpha \, (I - P) \left( (S + D') G - B \right),$$
+# $$(I - P) \left( D - \alpha (D G + S G - B) \right) = F - \alpha \, (I - P) \left( (S + F) G - B \right) .$$
 #
-# and the right-hand side is a projected step from $S + D'$. So to project *every gradient* is the same as to go down
-# freely and project the *whole way* once. (For `row`, the paper's granularity, this does not hold; lesson 06 walks
-# step by step.) Forty steps by hand, on a layer small enough for it:
+# On the right stands a projected step from $S + F$. So to project *every gradient* comes to the same as to go down
+# freely and project the *whole way* once. (For `row`, the paper's granularity, this does not hold; lesson 06 walks step
+# by step.) Forty steps by hand, on a layer small enough for it:
 
 # %%
 small = taus["mild"]["conv2.weight"]
@@ -546,6 +544,12 @@ merged = {
 
 
 # %%
+def parts(matrix, basis):
+    """What of a matrix (out, in) lies inside the subspace, and what outside."""
+    outside = off_the_shared(matrix, basis)
+    return matrix - outside, outside
+
+
 def updates(name, network):
     """M of every layer as a matrix (out, in)."""
     base = pools[name].base
@@ -573,16 +577,10 @@ def measures(name, network):
     squares, left = torch.zeros(4), 0.0
     for layer, M in updates(name, network).items():
         S, U = solved[name][layer].start, shared[name][layer]
-        inner = [part - off_the_shared(part, U) for part in (M - S, S)]
-        outer = [off_the_shared(part, U) for part in (M - S, S)]
-        squares += torch.tensor([float(part.square().sum()) for part in (*inner, *outer)])
+        squares += torch.stack([part.square().sum() for part in (*parts(M - S, U), *parts(S, U))])
         left += left_of(taus[name][layer], M)
-    moved = squares.sqrt()
-    return (
-        float(moved[0] / moved[1]),
-        float(moved[2] / moved[3]),
-        left / sum(at_start[name].values()),
-    )
+    inner, outer = (squares[:2] / squares[2:]).sqrt().tolist()
+    return inner, outer, left / sum(at_start[name].values())
 
 
 numbers = {
@@ -705,32 +703,26 @@ say(
 
 
 # %%
-def kept(update, task_vectors, project):
-    """How much an update keeps of the tasks in one part of the outputs, mean over tasks."""
-    values = [
-        float((project(update) * project(one)).sum() / project(one).square().sum())
-        for one in task_vectors
+def kept(update, task_vectors, basis):
+    """How much of the tasks an update keeps inside the subspace, and outside: per cent, mean over tasks."""
+    shares = [0.0, 0.0]
+    for one in task_vectors:
+        for i, (mine, theirs) in enumerate(
+            zip(parts(update, basis), parts(one, basis), strict=True)
+        ):
+            shares[i] += 100 / T * float((mine * theirs).sum() / theirs.square().sum())
+    return shares
+
+
+keeps = {
+    (name, layer): [
+        share
+        for update in (solved[name][layer].start, solved[name][layer].update)
+        for share in kept(update, vectors, shared[name][layer])
     ]
-    return sum(values) / len(values)
-
-
-keeps = {}
-for name, by in taus.items():
-    for layer, vectors in by.items():
-        one, U = solved[name][layer], shared[name][layer]
-
-        def outside(matrix, U=U):
-            return off_the_shared(matrix, U)
-
-        def within_shared(matrix, U=U):
-            return matrix - off_the_shared(matrix, U)
-
-        keeps[name, layer] = [
-            100 * kept(update, vectors, project)
-            for update in (one.start, one.update)
-            for project in (within_shared, outside)
-        ]
-
+    for name, by in taus.items()
+    for layer, vectors in by.items()
+}
 Table(
     ("experts", "layer", "S, inside", "S, outside", "solved M, inside", "solved M, outside"),
     [(*which, *values) for which, values in keeps.items()],
@@ -770,7 +762,7 @@ say(
 # long, gets below it. It buys something where the surrogate is wrong, because in the frozen part the merge cannot
 # follow a wrong estimate either; lesson 04 showed where the estimate breaks.
 #
-# So how many directions? The paper says $r // 6$. `protect="auto"` does not choose a number. It asks every direction of
+# So how many directions? The paper says `r // 6`. `protect="auto"` does not choose a number. It asks every direction of
 # the outputs for its share $e / \operatorname{tr} E$ of all energy, $E = \sum_j \tau_j \tau_j^\top / \lVert \tau_j
 # \rVert^2$, and takes from the way that the merge goes along it the part
 #
@@ -877,8 +869,8 @@ Table(
 # Frozen and left together say how much of the way is open; whether that way is worth going is said by the two columns
 # on the right.
 #
-# Now the test images, for the choices that somebody could make: nothing, the paper's $r // 6$, the share with the best
-# mean on validation images, and automatic. And two controls. *$r // 6$ random*: as many directions are protected, but
+# Now the test images, for the choices that somebody could make: nothing, the paper's `r // 6`, the share with the best
+# mean on validation images, and automatic. And two controls. *`r // 6` random*: as many directions are protected, but
 # random ones; if these cost the same, the shared subspace is nothing special. *All alike*: the merge ends as far from
 # $S$ as the automatic one in each layer, but every direction is held by the same share; if that is as good, then going
 # less far is all that the automatic protection does.
@@ -916,11 +908,13 @@ for name, sweep in sweeps.items():
         AUTO: sweep.merged["auto"],
         RANDOM: merged_with(name, random_directions),
         ALIKE: merged_with(name, all_alike),
-        CHOSEN: sweep.merged[chosen[name]],
     }
     tests = Evaluator(pools[name], images=profile.test_images)
     scores = {label: tests.scores(one.state_dict) for label, one in made.items()}
     scores = {"average": known["average"], NOTHING: known[FREE], SIXTH: known[ONTO], **scores}
+    same = {0: NOTHING, 1 / 6: SIXTH}.get(chosen[name])
+    network = sweep.merged[chosen[name]].state_dict
+    scores[CHOSEN] = scores[same] if same else tests.scores(network)
     data = {**dict.fromkeys(scores, "none"), CHOSEN: "labelled"}
     final[name] = replace(results[name], merged=scores, data_used=data)
 final["mild"].summary()
@@ -937,8 +931,8 @@ def choice(name):
     rather, alike = one.against(SIXTH, RANDOM), one.against(AUTO, ALIKE)
     return (
         f"**{name.capitalize()} experts.** Of the shares, validation chooses: {share_words(chosen[name])} protected. "
-        f"On test images $r // 6$ is {sixth} points against nothing protected ({sixth.verdict}), and {rather} against "
-        f"$r // 6$ random directions ({rather.verdict}). Automatic, which amounts to "
+        f"On test images `r // 6` is {sixth} points against nothing protected ({sixth.verdict}), and {rather} against "
+        f"`r // 6` random directions ({rather.verdict}). Automatic, which amounts to "
         f"{100 * sweep.auto_share:.0f} % of r here, is {auto} against nothing protected ({auto.verdict}) and {alike} "
         f"against all alike ({alike.verdict})."
     )
@@ -969,7 +963,7 @@ say(
 #
 # What is to be protected had better not depend on chance. Try four changes: noise on every task vector; a task left
 # out; the hot experts in place of the mild ones (same base, same data); and, as a control, shuffled numbers. And two
-# ways to build the basis. The *published* one counts each of a task's first $r // T$ directions as one, a long one like
+# ways to build the basis. The *published* one counts each of a task's first `r // T` directions as one, a long one like
 # a short one. The *weighted* one takes each direction as long as its singular value in units of $\lVert \tau_i \rVert$;
 # then $C C^\top$ counts energy, and is nearly the $E$ of the automatic protection.
 #
@@ -1054,7 +1048,7 @@ say(
     "counts it like any other.\n\nThe two are not the same subspace: "
     f"{int((between < 30).sum())} of the {k} principal angles between them are below 30° and "
     f"{int((between > 60).sum())} above 60°. In this layer the published one freezes {100 * frozen['published']:.0f} % "
-    f"of the surrogate, the weighted one {100 * frozen['weighted']:.0f} %. With $r // 6$ protected, the mean accuracy "
+    f"of the surrogate, the weighted one {100 * frozen['weighted']:.0f} %. With `r // 6` protected, the mean accuracy "
     "on validation images is "
     + "; ".join(
         f"{sweeps[name].shares[1 / 6].mean:.1f} % with the published and {weighted[name]:.1f} % with the weighted "
@@ -1090,14 +1084,14 @@ soft = {name: pays(one.against(AUTO, NOTHING)) for name, one in final.items()}
 special = {name: one.against(SIXTH, RANDOM).verdict for name, one in final.items()}
 say(
     f"**What the tasks share can be computed.** In `{LAYER}`, {k} of {out} output directions hold "
-    f"{linear['mean']:.0f} % of the mean task vector ({linear['chance']:.0f} % by chance, {linear['mean0']:.0f} % if "
+    f"{common:.0f} % of the mean task vector ({100 * k / out:.0f} % by chance, {common_by_chance:.0f} % if "
     f"the numbers are shuffled first), and {sharing[LAYER].beyond} directions are written into by more tasks than any "
     "direction of random subspaces is.\n\n"
     f"**It can be protected.** With the gradient projected onto the complement, what is shared stays as it is in $S$ "
     "up to rounding. Projected into the subspace, it is all that moves.\n\n"
     "**Whether it should be, the subspace alone cannot say.** (All of this with the surrogate `full`.) "
     + " ".join(
-        f"On the {name} experts, protecting $r // 6$ directions froze {100 * prices[name, 1 / 6][0]:.0f} % of the "
+        f"On the {name} experts, protecting `r // 6` directions froze {100 * prices[name, 1 / 6][0]:.0f} % of the "
         f"surrogate and {hard[name]}, against nothing protected; soft protection {soft[name]}."
         for name in final
     )
