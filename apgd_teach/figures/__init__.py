@@ -14,9 +14,24 @@ from apgd_teach.figures.anatomy import (
 )
 from apgd_teach.figures.descent import draw_descent, measure_descent
 from apgd_teach.figures.drawing import Drawing, show
-from apgd_teach.figures.gaps import draw_along, draw_estimate, estimated_gaps, gap_along, loss_gradients
+from apgd_teach.figures.gaps import (
+    draw_along,
+    draw_estimate,
+    draw_heat,
+    estimated_gaps,
+    gap_along,
+    loss_gradients,
+    measure_heat,
+    spearman,
+)
 from apgd_teach.figures.interference import draw_interference, draw_pairs, measure_pairs, pairwise_interference
-from apgd_teach.figures.laboratory import draw_gap_closed, draw_laboratory, measure_gap_closed, measure_laboratory
+from apgd_teach.figures.laboratory import (
+    draw_gap_closed,
+    draw_laboratory,
+    laboratory_along,
+    measure_gap_closed,
+    measure_laboratory,
+)
 from apgd_teach.figures.merges import draw_comparison, draw_paths, draw_planes
 from apgd_teach.figures.mistakes import draw_confusion, draw_examples, find_mistakes
 from apgd_teach.figures.panels import Panel, Slider, panel
@@ -46,6 +61,7 @@ __all__ = [
     "draw_estimate",
     "draw_examples",
     "draw_gap_closed",
+    "draw_heat",
     "draw_interference",
     "draw_laboratory",
     "draw_methods",
@@ -64,11 +80,13 @@ __all__ = [
     "estimated_gaps",
     "find_mistakes",
     "gap_along",
+    "laboratory_along",
     "layer_norms",
     "loss_gradients",
     "measure_angles",
     "measure_descent",
     "measure_gap_closed",
+    "measure_heat",
     "measure_laboratory",
     "measure_pairs",
     "measure_rank",
@@ -78,6 +96,7 @@ __all__ = [
     "pairwise_interference",
     "panel",
     "show",
+    "spearman",
     "spectra",
     "sweep",
 ]

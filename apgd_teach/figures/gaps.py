@@ -25,11 +25,14 @@ from apgd_teach.merging.statedict import as_matrix
 __all__ = [
     "Along",
     "Estimates",
+    "Heat",
     "draw_along",
     "draw_estimate",
+    "draw_heat",
     "estimated_gaps",
     "gap_along",
     "loss_gradients",
+    "measure_heat",
     "spearman",
 ]
 
@@ -278,6 +281,8 @@ class Along:
         gaps: per task, Lⱼ(θ₀ + sM) − Lⱼ(θⱼ) at each step, in nats.
         slopes: per task, ⟨∇Lⱼ(θ₀), M⟩, in nats for the whole way.
         curvatures: per task, ⟨M, ∇²Lⱼ(θ₀) M⟩, in nats for the whole way squared.
+        end: what lies at the end of the way, in words.
+        unit: of the gaps, where it is not the nat.
 
     Lesson: 04.
     """
@@ -287,6 +292,8 @@ class Along:
     gaps: dict[str, tuple[float, ...]]
     slopes: dict[str, float]
     curvatures: dict[str, float]
+    end: str = "the merged network"
+    unit: str = "nats"
 
 
 def gap_along(
@@ -296,6 +303,7 @@ def gap_along(
     tasks: Iterable[str] | None = None,
     *,
     points: int = 11,
+    end: str = "the merged network",
 ) -> Along:
     """Measure the gap from the base to a merged network, and slope and curvature at the base.
 
@@ -307,6 +315,7 @@ def gap_along(
         merged: θ₀ + M.
         tasks: which tasks; all of the pool by default.
         points: how many networks, both ends included; at least 2.
+        end: what the merged network is, in words.
 
     Raises:
         ApgdTeachError: fewer than two points, no such task, or a state dict of another network.
@@ -322,7 +331,7 @@ def gap_along(
         gaps[task] = tuple(loss - expert for loss in path.losses[task])
         slopes[task], curvatures[task] = _derivatives(evaluator, base, update, task)
     titles = {task: evaluator.pool.tasks[task].title for task in chosen}
-    return Along(titles, tuple(path.steps), gaps, slopes, curvatures)
+    return Along(titles, tuple(path.steps), gaps, slopes, curvatures, end)
 
 
 def _derivatives(evaluator: Evaluator, base: StateDict, update: StateDict, task: str) -> tuple[float, float]:
@@ -385,17 +394,138 @@ def draw_along(measured: Along, *, share: float, task: str = "all") -> Drawing:
             axes.plot(*line, **{**look(i), "marker": MARKERS[0] if i == 0 else ""}, markersize=5, label=name)
         axes.axvline(steps[place], color="black", linestyle=":", linewidth=1.4)
         axes.plot([steps[place]] * 3, list(here.values()), "o", color="black", fillstyle="none", markersize=10)
-        axes.set_xlabel("share of the way from the base (0) to the merged network (1)")
-        axes.set_ylabel("gap (nats)")
-        axes.set_title(f"The gap on the way to the merge: {where}")
+        # Far from the base the parabola can be a hundred times the gap: then it leaves the picture.
+        near = [0.0, *gap, *lines["first-order line"][1]]
+        room = max(near) - min(near) or 1.0
+        every = [*near, *lines["parabola"][1]]
+        axes.set_ylim(
+            max(min(every), min(near) - 0.6 * room) - 0.05 * room, min(max(every), max(near) + 0.6 * room) + 0.05 * room
+        )
+        axes.set_xlabel(f"share of the way from the base (0) to {measured.end} (1)")
+        axes.set_ylabel(f"gap ({measured.unit})")
+        axes.set_title(f"The gap on the way: {where}")
         drawn.legend(loc="outside lower center", ncols=4)
     return Drawing(
         drawn,
-        f"At {steps[place]:.2f} of the way from the base to the merged network the gap is "
-        f"{_nats(here['measured gap'])} nats ({where}), where the first-order line says "
+        f"At {steps[place]:.2f} of the way from the base to {measured.end} the gap is "
+        f"{_nats(here['measured gap'])} {measured.unit} ({where}), where the first-order line says "
         f"{_nats(here['first-order line'])} and the parabola {_nats(here['parabola'])}. At the base it is "
-        f"{_nats(gap[0])}, at the merged network {_nats(gap[-1])}.",
-        {f"{name} (nats)": value for name, value in here.items()},
+        f"{_nats(gap[0])}, at {measured.end} {_nats(gap[-1])}.",
+        {f"{name} ({measured.unit})": value for name, value in here.items()},
+    )
+
+
+@dataclass(frozen=True)
+class Heat:
+    """How good the estimates are, by how hot the experts were fine-tuned.
+
+    What a merge changes for task j is Lⱼ(θ*) − Lⱼ(θ₀), its gap less the base's: by the estimate ⟨∇Lⱼ(θ₀), M⟩, without
+    data −⟨τⱼ, M⟩.
+
+    Attributes:
+        label: of the merged network.
+        rates: learning rates, rising.
+        ratios: at each, the base's own gap by the estimate with gradients over the measured one, tasks added up.
+        gaps: at each, the rank correlation of the tasks' gaps under the merge, without data and measured.
+        changes: the same of what the merge changes.
+        changes_with_gradients: the same of what the merge changes, with the true gradients in place of −τⱼ.
+
+    Lesson: 04.
+    """
+
+    label: str
+    rates: tuple[float, ...]
+    ratios: tuple[float, ...]
+    gaps: tuple[float, ...]
+    changes: tuple[float, ...]
+    changes_with_gradients: tuple[float, ...]
+
+
+def measure_heat(estimates: Mapping[float, Estimates], *, label: str = "average") -> Heat:
+    """Put the estimates of several pools side by side, each of experts that were fine-tuned at a rate of its own.
+
+    Args:
+        estimates: by learning rate, what `estimated_gaps` gave; with gradients.
+        label: of the merged network.
+
+    Raises:
+        ApgdTeachError: there are no estimates, some lack gradients, or nothing of that label was estimated.
+
+    Source: method.md §2.2. Lesson: 04.
+    """
+    if not estimates:
+        raise ApgdTeachError("there are no estimates to put side by side; give one for each learning rate.")
+    ratios, gaps, changes, with_gradients = [], [], [], []
+    for rate in sorted(estimates):
+        one = estimates[rate]
+        if one.with_gradients is None:
+            raise ApgdTeachError(f"the estimates at learning rate {rate:g} lack gradients; give them to them.")
+        if label not in one.measured:
+            raise ApgdTeachError(
+                f"nothing called '{label}' was estimated at learning rate {rate:g}; there are: "
+                f"{', '.join(one.measured)}."
+            )
+        ratios.append(sum(one.with_gradients["base"].values()) / sum(one.measured["base"].values()))
+        gaps.append(spearman(list(one.data_free[label].values()), list(one.measured[label].values())))
+        changed = _changes(one.measured, label)
+        changes.append(spearman(_changes(one.data_free, label), changed))
+        with_gradients.append(spearman(_changes(one.with_gradients, label), changed))
+    return Heat(label, tuple(sorted(estimates)), tuple(ratios), tuple(gaps), tuple(changes), tuple(with_gradients))
+
+
+def _changes(of: Mapping[str, Mapping[str, float]], label: str) -> list[float]:
+    return [of[label][task] - of["base"][task] for task in of[label]]
+
+
+def draw_heat(measured: Heat) -> Drawing:
+    """How far too large the estimate is, and how well it orders the tasks, by learning rate of the fine-tuning.
+
+    Args:
+        measured: what `measure_heat` gave.
+
+    Source: method.md §2.2. Lesson: 04.
+    """
+    lines = {
+        "gap, without data": measured.gaps,
+        "change, without data": measured.changes,
+        "change, true gradients": measured.changes_with_gradients,
+    }
+    with styled():
+        drawn, (left, right) = figure(1, 2, width=9.0, height=4.6)
+        left.axhline(1, color=_GREY, linestyle=":", linewidth=1.4, label="right")
+        left.axhline(2, color=_GREY, linestyle="--", linewidth=1.4, label="on a parabola")
+        left.plot(measured.rates, measured.ratios, **look(0), markersize=7, label="measured")
+        left.set_ylim(0, 1.1 * max(2.0, *measured.ratios))
+        left.set_ylabel("estimate / measured gap")
+        left.set_title("The base's gap, with true gradients")
+        left.legend(loc="upper left")
+        right.axhline(1, color=_GREY, linestyle=":", linewidth=1.4)
+        right.axhline(0, color=_GREY, linestyle="-", linewidth=1.0)
+        for i, (name, line) in enumerate(lines.items()):
+            right.plot(measured.rates, line, **look(i + 1), markersize=7, label=name)
+        right.set_ylim(-1.08, 1.08)
+        right.set_ylabel("rank correlation over the tasks")
+        right.set_title(f"Order of the tasks: {measured.label}")
+        for axes in (left, right):
+            axes.set_xscale("log")
+            axes.set_xticks(measured.rates, [f"{rate:g}" for rate in measured.rates])
+            axes.set_xticks([], minor=True)
+            axes.margins(x=0.1)
+            axes.set_xlabel("learning rate of the fine-tuning")
+        drawn.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    each = "; ".join(
+        f"at {rate:g} the estimate of the base's gap is {ratio:.1f} times the measured one, and the rank correlations "
+        + ", ".join(f"{_signed(line[i])} ({name})" for name, line in lines.items())
+        for i, (rate, ratio) in enumerate(zip(measured.rates, measured.ratios, strict=True))
+    )
+    return Drawing(
+        drawn,
+        f"By learning rate of the fine-tuning, for '{measured.label}': {each}.",
+        {
+            f"rank correlation at {rate:g}, {name} (−1 to 1)": line[i]
+            for i, rate in enumerate(measured.rates)
+            for name, line in lines.items()
+        },
     )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from apgd_teach.errors import ApgdTeachError
 from apgd_teach.figures.descent import check_share, walk
 from apgd_teach.figures.drawing import Drawing
+from apgd_teach.figures.gaps import Along
 from apgd_teach.figures.style import COLORS, MARKERS, figure, styled
 from apgd_teach.merging import Laboratory, make_laboratory, projector
 from apgd_teach.merging.apgd import Apgd
@@ -29,6 +30,7 @@ __all__ = [
     "LaboratoryPlane",
     "draw_gap_closed",
     "draw_laboratory",
+    "laboratory_along",
     "measure_gap_closed",
     "measure_laboratory",
 ]
@@ -131,6 +133,41 @@ def measure_laboratory(
         path=tuple(_point(one) for one in way),
         path_gaps=tuple(laboratory.total_gap(way).tolist()),
         path_closed=tuple(laboratory.gap_closed(way).tolist()),
+    )
+
+
+def laboratory_along(
+    laboratory: Laboratory, weight: Tensor, *, points: int = 11, end: str = "the merged network"
+) -> Along:
+    """As `gap_along`, where gap, slope and curvature are known in closed form: for `draw_along`.
+
+    Args:
+        laboratory: of any shape.
+        weight: W = θ₀ + M at the end of the way, shape (out, in).
+        points: how many weights, both ends included; at least 2.
+        end: what W is, in words.
+
+    Raises:
+        ApgdTeachError: fewer than two points.
+
+    Source: method.md §2.2, §4. Lesson: 04.
+    """
+    if points < 2:
+        raise ApgdTeachError(f"a line has two ends, so points must be at least 2, not {points}.")
+    update = weight - laboratory.initial
+    steps = tuple(i / (points - 1) for i in range(points))
+    way = laboratory.initial + torch.tensor(steps, dtype=torch.float64)[:, None, None] * update
+    names, tasks = list(laboratory.experts), range(laboratory.n_tasks)
+    slopes = [float((laboratory.gradient(task, laboratory.initial) * update).sum()) for task in tasks]
+    curvatures = [float(((update @ laboratory.covariances[task]) * update).sum()) for task in tasks]
+    return Along(
+        titles={name: name for name in names},
+        steps=steps,
+        gaps={name: tuple(laboratory.gap(task, way).tolist()) for task, name in enumerate(names)},
+        slopes=dict(zip(names, slopes, strict=True)),
+        curvatures=dict(zip(names, curvatures, strict=True)),
+        end=end,
+        unit="half squared errors",
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from apgd_teach.data import TASKS, load_task
 from apgd_teach.evaluate import Comparison, Difference, Score
 from apgd_teach.experts import Pool
-from apgd_teach.figures.gaps import Along, Estimates, draw_along, draw_estimate
+from apgd_teach.figures.gaps import Along, Estimates, draw_along, draw_estimate, draw_heat, measure_heat
 from apgd_teach.figures.interference import (
     Interference,
     PairCosts,
@@ -191,6 +191,8 @@ DRAWN_MEASURES = {
     "estimate with gradients": lambda: draw_estimate(estimates(), label="task arithmetic"),
     "along": lambda: draw_along(along(), share=0.5),
     "along, one task": lambda: draw_along(along(), share=1, task=NAMES[-1]),
+    "along, far": lambda: draw_along(replace(along(), curvatures=dict.fromkeys(NAMES, 300.0)), share=1),
+    "heat": lambda: draw_heat(measure_heat({0.01: estimates(), 0.03: estimates(), 0.2: estimates()})),
     "confusion": lambda: draw_confusion({"a": mistaken()}, task="a"),
     "confusion of two": lambda: draw_confusion({"a": perfect()}, task="a", networks=("base", "merged")),
     "broken": lambda: draw_examples({"a": mistaken()}, task="a", kind="broken"),

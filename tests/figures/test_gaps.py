@@ -21,9 +21,11 @@ from apgd_teach.evaluate import Comparison, Evaluator, Score
 from apgd_teach.figures.gaps import (
     draw_along,
     draw_estimate,
+    draw_heat,
     estimated_gaps,
     gap_along,
     loss_gradients,
+    measure_heat,
     spearman,
 )
 from apgd_teach.merging import make_laboratory, merge, task_vectors
@@ -304,3 +306,70 @@ def test_a_share_or_task_that_was_not_measured_is_refused() -> None:
         draw_along(along(), share=0.3)
     with pytest.raises(ApgdTeachError, match="nothing was measured on the task 'cats'; take 'all' or one of: digits"):
         draw_along(along(), share=0.5, task="cats")
+
+
+def test_a_parabola_far_above_the_gap_leaves_the_picture() -> None:
+    (axes,) = draw_along(replace(along(), curvatures=dict.fromkeys(NAMES, 300.0)), share=0.5).figure.axes
+    _, gap, tangent, parabola, *_ = axes.lines
+    low, high = axes.get_ylim()
+    assert low < min(*gap.get_ydata(), *tangent.get_ydata())
+    assert max(*gap.get_ydata(), *tangent.get_ydata()) < high < 3 < max(parabola.get_ydata())
+    (axes,) = draw_along(along(), share=0.5).figure.axes
+    assert axes.get_ylim()[1] > max(max(line.get_ydata()) for line in axes.lines[1:4])
+
+
+# By learning rate
+
+
+def heated(factor: float, seed: int):
+    """Estimates of which some numbers are known: the base's estimate is `factor` times its gap."""
+    draws = torch.Generator().manual_seed(seed)
+
+    def drawn() -> dict[str, float]:
+        return dict(zip(NAMES, torch.rand(len(NAMES), generator=draws).tolist(), strict=True))
+
+    base = drawn()
+    free, true, measured = ({"base": given, "average": drawn()} for given in (drawn(), base, base))
+    true["base"] = {task: factor * gap for task, gap in base.items()}
+    return replace(estimates(), data_free=free, with_gradients=true, measured=measured)
+
+
+def test_heat_is_the_bases_ratio_and_the_orders_of_gaps_and_changes() -> None:
+    given = {0.2: heated(4.0, 1), 0.01: heated(1.5, 2)}
+    heat = measure_heat(given)
+    assert heat.rates == (0.01, 0.2)
+    assert heat.ratios == pytest.approx((1.5, 4.0))
+    for i, rate in enumerate(heat.rates):
+        one = given[rate]
+
+        def change(of) -> list[float]:
+            return [of["average"][task] - of["base"][task] for task in NAMES]
+
+        free, gap = (list(of["average"].values()) for of in (one.data_free, one.measured))
+        assert heat.gaps[i] == pytest.approx(spearman(free, gap))
+        assert heat.changes[i] == pytest.approx(spearman(change(one.data_free), change(one.measured)))
+        with_gradients = spearman(change(one.with_gradients), change(one.measured))
+        assert heat.changes_with_gradients[i] == pytest.approx(with_gradients)
+
+
+def test_heat_is_drawn_at_its_rates_with_the_right_answers_beside_it() -> None:
+    heat = measure_heat({0.01: heated(1.5, 2), 0.2: heated(4.0, 1)})
+    drawing = draw_heat(heat)
+    left, right = drawing.figure.axes
+    exact, parabola, ratio = left.lines
+    assert (set(exact.get_ydata()), set(parabola.get_ydata())) == ({1}, {2})
+    assert (tuple(ratio.get_xdata()), tuple(ratio.get_ydata())) == (heat.rates, heat.ratios)
+    drawn = [tuple(line.get_ydata()) for line in right.lines[2:]]
+    assert drawn == [heat.gaps, heat.changes, heat.changes_with_gradients]
+    assert "at 0.2 the estimate of the base's gap is 4.0 times the measured one" in drawing.words
+    assert f"{heat.changes[0]:.2f}".replace("-", "−") + " (change, without data)" in drawing.words
+    assert drawing.numbers["rank correlation at 0.01, gap, without data (−1 to 1)"] == heat.gaps[0]
+
+
+def test_heat_wants_estimates_with_gradients_and_a_label_that_is_there() -> None:
+    with pytest.raises(ApgdTeachError, match="give one for each learning rate"):
+        measure_heat({})
+    with pytest.raises(ApgdTeachError, match=r"at learning rate 0\.01 lack gradients"):
+        measure_heat({0.01: estimates(gradients=False)})
+    with pytest.raises(ApgdTeachError, match=r"nothing called 'ties' was estimated at learning rate 0\.01"):
+        measure_heat({0.01: estimates()}, label="ties")

@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from apgd_teach.errors import ApgdTeachError
+from apgd_teach.figures.gaps import draw_along
 from apgd_teach.figures.laboratory import (
     SETTINGS,
     GapClosed,
     LaboratoryPlane,
     draw_gap_closed,
     draw_laboratory,
+    laboratory_along,
     measure_gap_closed,
     measure_laboratory,
 )
@@ -120,6 +122,38 @@ def test_a_laboratory_whose_base_is_where_everything_is_can_be_drawn() -> None:
     still = measure_laboratory(make_laboratory(out=1, in_=2, steps=0), steps=1)
     assert still.path[0] == still.path[1] == still.places["base"]
     assert draw_laboratory(still, steps=1).figure
+
+
+# Along a line
+
+
+def test_the_gap_along_a_line_is_the_laboratorys_and_its_parabola_is_exact() -> None:
+    laboratory = make_laboratory(n_tasks=3, out=4, in_=12, seed=2)
+    end = laboratory.average()
+    walked = laboratory_along(laboratory, end, points=5)
+    assert walked.steps == (0, 0.25, 0.5, 0.75, 1)
+    for task, name in enumerate(laboratory.experts):
+        for share, gap in zip(walked.steps, walked.gaps[name], strict=True):
+            there = laboratory.initial + share * (end - laboratory.initial)
+            assert gap == pytest.approx(float(laboratory.gap(task, there)))
+            parabola = walked.gaps[name][0] + walked.slopes[name] * share + walked.curvatures[name] * share**2 / 2
+            assert gap == pytest.approx(parabola)
+
+
+def test_on_the_way_to_an_expert_at_its_target_the_tangent_falls_twice_as_far() -> None:
+    laboratory = make_laboratory(steps=None)
+    walked = laboratory_along(laboratory, laboratory.tuned[0], end="the expert of task 0")
+    assert walked.slopes["task 0"] == pytest.approx(-2 * walked.gaps["task 0"][0])
+    drawing = draw_along(walked, share=1.0, task="task 0")
+    assert "from the base to the expert of task 0 the gap is 0.000 half squared errors (task 0)" in drawing.words
+    assert list(drawing.numbers) == [
+        f"{line} (half squared errors)" for line in ("measured gap", "first-order line", "parabola")
+    ]
+
+
+def test_a_line_of_one_point_is_none() -> None:
+    with pytest.raises(ApgdTeachError, match="points must be at least 2, not 1"):
+        laboratory_along(LABORATORY, LABORATORY.average(), points=1)
 
 
 # Share of the gap closed
