@@ -158,7 +158,10 @@ class Difference:
 
     def __str__(self) -> str:
         sign = "+" if self.points >= 0 else "−"
-        return f"{sign}{abs(self.points):.1f} ± {'–' if math.isnan(self.margin) else f'{self.margin:.1f}'}"
+        # A difference below one point needs another digit: ±0.5 of 0.5 would not say on which side of zero it ends.
+        digits = 1 if abs(self.points) >= 1 or self.points == 0 else 2
+        margin = "–" if math.isnan(self.margin) else f"{self.margin:.{digits}f}"
+        return f"{sign}{abs(self.points):.{digits}f} ± {margin}"
 
     @property
     def verdict(self) -> str:
@@ -238,7 +241,8 @@ class Comparison:
         if not room > 0:
             return "–"
         margin = self.against(label).margin
-        return f"{100 * self.recovered(label):.0f} ± {'–' if math.isnan(margin) else f'{100 * margin / room:.0f}'}"
+        share = f"{100 * self.recovered(label):.0f}".replace("-", "−")
+        return f"{share} ± {'–' if math.isnan(margin) else f'{100 * margin / room:.0f}'}"
 
     def gap(self, label: str) -> dict[str, float]:
         """Lⱼ(θ*) − Lⱼ(θⱼ) per task, in nats: how much more loss than the task's own expert.

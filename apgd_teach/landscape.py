@@ -125,7 +125,7 @@ def loss_plane(
         base: θ₀, the origin.
         first, second: a name and a state dict each.
         tasks: which tasks to score on.
-        points: grid points along each side, at least 2.
+        points: grid points along each side, at least 2. From 5 on, grid lines go through the three networks.
         border: how far the grid goes beyond the three networks, as a share of their larger extent.
         progress: show a bar.
 
@@ -152,7 +152,7 @@ def loss_plane(
     # The same margin on every side, so that a flat triangle still shows what lies around it.
     corners = list(zip(*places.values(), strict=True))
     margin = border * max(max(values) - min(values) for values in corners)
-    xs, ys = (_axis(min(values) - margin, max(values) + margin, points) for values in corners)
+    xs, ys = (_axis(min(values) - margin, max(values) + margin, points, values) for values in corners)
     losses = {task: torch.empty(points, points) for task in tasks}
     with bar(points * points, "network", "loss plane", progress) as networks:
         for row, y in enumerate(ys):
@@ -170,8 +170,16 @@ def loss_plane(
     return Plane(xs, ys, losses, places, at)
 
 
-def _axis(low: float, high: float, points: int) -> list[float]:
-    return [low + (high - low) * i / (points - 1) for i in range(points)]
+def _axis(low: float, high: float, points: int, through: Sequence[float]) -> list[float]:
+    """Equal steps, but that the nearest point inside is moved onto each network: there the loss must be its own."""
+    axis = [low + (high - low) * i / (points - 1) for i in range(points)]
+    free = set(range(1, points - 1))
+    for value in sorted(set(through)):
+        if free:
+            nearest = min(free, key=lambda i: abs(axis[i] - value))
+            free.discard(nearest)
+            axis[nearest] = value
+    return sorted(axis)
 
 
 def _over(state: StateDict, change: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:

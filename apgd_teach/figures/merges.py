@@ -130,7 +130,7 @@ def draw_planes(planes: Mapping[str, Plane], titles: Mapping[str, str]) -> Drawi
             for marker, (name, (x, y)) in zip("o^s", plane.places.items(), strict=False):
                 place.plot(x, y, marker, color="white", markeredgecolor="black", markersize=9)
                 place.annotate(
-                    titles.get(name, name),
+                    f"{titles.get(name, name)}\n{plane.at[name]:.2f}" if name in plane.at else titles.get(name, name),
                     (x, y),
                     xytext=(0, 10),
                     textcoords="offset points",

@@ -36,7 +36,7 @@ COSINE = Problem(
     name="01.1",
     question=(
         "Write `cosine(one, other)`: the cosine of the angle between two task vectors, all layers together. "
-        "Both are state dicts with the same names; return one number."
+        "Both are state dicts with the same names, in whatever order; return one number."
     ),
     stub="def cosine(one, other):\n    ...\n",
     code=(
@@ -79,7 +79,8 @@ COSINE = Problem(
         ),
     ],
     hints=[
-        "A state dict is one long vector, cut into tensors: `torch.cat([x.flatten() for x in …])`.",
+        "A state dict is one long vector, cut into tensors: `torch.cat([one[key].flatten() for key in …])`. Both in "
+        "one order of the names!",
         "The inner product, divided by both lengths.",
         "`a @ b / (a.norm() * b.norm())`.",
     ],
@@ -93,52 +94,44 @@ def _values(matrix: Tensor) -> Tensor:
 ENERGY = Problem(
     name="01.2",
     question=(
-        "Write `energy(task_vector, first)`: the share of the energy $\\sum_k s_k^2$ of a matrix that its "
-        "`first` largest singular values carry, between 0 and 1."
+        "Write `energy(matrix, first)`: the share of the energy $\\sum_k s_k^2$ of a matrix that its "
+        "`first` largest singular values carry, between 0 and 1. `matrix` is one layer of a task vector."
     ),
-    stub="def energy(task_vector, first):\n    ...\n",
+    stub="def energy(matrix, first):\n    ...\n",
     code=(
         "import torch\n\n\n"
-        "def energy(task_vector, first):\n"
-        "    squares = torch.linalg.svdvals(task_vector).square()\n"
+        "def energy(matrix, first):\n"
+        "    squares = torch.linalg.svdvals(matrix).square()\n"
         "    return float(squares[:first].sum() / squares.sum())\n"
     ),
-    cases=[{"task_vector": normal(5, 4, seed=7), "first": 2}, {"task_vector": normal(3, 7, seed=8), "first": 1}],
+    cases=[{"matrix": normal(5, 4, seed=7), "first": 2}, {"matrix": normal(3, 7, seed=8), "first": 1}],
     wrong=[
         Wrong(
-            lambda task_vector, first: float(_values(task_vector)[:first].sum() / _values(task_vector).sum()),
+            lambda matrix, first: float(_values(matrix)[:first].sum() / _values(matrix).sum()),
             "this adds up the singular values themselves. Energy is the sum of their *squares*.",
         ),
         Wrong(
-            lambda task_vector, first: float(_values(task_vector)[:first].square().sum()),
+            lambda matrix, first: float(_values(matrix)[:first].square().sum()),
             "this is the energy of the first directions, not its share of the whole.",
         ),
         Wrong(
-            lambda task_vector, first: float(
-                _values(task_vector)[first:].square().sum() / _values(task_vector).square().sum()
-            ),
+            lambda matrix, first: float(_values(matrix)[first:].square().sum() / _values(matrix).square().sum()),
             "this is what the first directions leave over.",
         ),
         Wrong(
-            lambda task_vector, first: float(
-                _values(task_vector)[-first:].square().sum() / _values(task_vector).square().sum()
-            ),
+            lambda matrix, first: float(_values(matrix)[-first:].square().sum() / _values(matrix).square().sum()),
             "these are the smallest singular values: they come largest first.",
         ),
         Wrong(
-            lambda task_vector, first: (
-                100 * float(_values(task_vector)[:first].square().sum() / _values(task_vector).square().sum())
-            ),
+            lambda matrix, first: 100 * float(_values(matrix)[:first].square().sum() / _values(matrix).square().sum()),
             "this is in per cent; a share lies between 0 and 1.",
         ),
         Wrong(
-            lambda task_vector, first: float(_values(task_vector)[:first].norm() / _values(task_vector).norm()),
+            lambda matrix, first: float(_values(matrix)[:first].norm() / _values(matrix).norm()),
             "this is a ratio of lengths. Energy is in squares: square it.",
         ),
         Wrong(
-            lambda task_vector, first: float(
-                _values(task_vector)[: first + 1].square().sum() / _values(task_vector).square().sum()
-            ),
+            lambda matrix, first: float(_values(matrix)[: first + 1].square().sum() / _values(matrix).square().sum()),
             "this is one direction too many: `s[:first]` are the first ones, without the one at `first`.",
         ),
     ],

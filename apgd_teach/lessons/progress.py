@@ -37,10 +37,12 @@ def remember(name: str, right: bool) -> None:
 
     Args:
         name: of the problem.
-        right: whether the answer was; once solved is solved.
+        right: whether the answer was; once solved is solved, and what is tried afterwards is not counted.
     """
     every = _load()
     before = every.get(name, {})
+    if before.get("solved"):
+        return
     tries = before.get("tries", 0)
     every[name] = {
         "tries": (tries if isinstance(tries, int) else 0) + 1,

@@ -84,8 +84,9 @@ source.note
 # Afterwards there is nothing left to train. (*Mild* means fine-tuned with a small learning rate; lesson 02 compares it
 # with *hot*.)
 #
-# > **Predict before you run.** Eight experts, each good at its own task, averaged into one network. Will the average
-# > be as good as the experts, somewhere between the base and the experts, about as good as the base, or worse?
+# > **Predict before you run.** Eight experts, each fine-tuned for a task of its own, averaged into one network. Will
+# > the average be as good as the experts, somewhere between the base and the experts, about as good as the base, or
+# > worse?
 
 # %%
 from apgd_teach.experts import make_pool
@@ -132,12 +133,23 @@ result.summary()
 # ## What this run showed · short route
 
 # %%
+kept = result.recovered("average")
+where = (
+    "worse than the base"
+    if result.against("average").verdict == "worse"
+    else "about as good as the base"
+    if result.against("average").verdict != "better"
+    else "nearly as good as the experts"
+    if kept > 0.75
+    else "between the base and the experts, nearer to the " + ("experts" if kept > 0.5 else "base")
+)
 say(
     f"One function merged {len(pool.experts)} experts into one network. Over the eight tasks the base reaches "
     f"**{result.average('base'):.1f} %**, the experts **{result.average('experts'):.1f} %**, each on its own task, "
     f"and the average of all of them **{result.average('average'):.1f} %**. Against the base that is "
     f"{result.against('average')} points: **{result.against('average').verdict}**, judged by the 95 % interval over "
-    f"test images. Of what fine-tuning gained, averaging kept {result.recovered_words('average')} %. "
+    f"test images. Of what fine-tuning gained, averaging kept {result.recovered_words('average')} %. So the answer to "
+    f"the question above is, here: **{where}**. "
     "The rest of the course is about what averaging throws away: where it goes, how it can be estimated without data, "
     "and how much of it can be won back.",
     facts={
@@ -169,8 +181,8 @@ def accuracy(logits, labels):
 problem("00.1").check(accuracy)
 
 # %% [markdown]
-# Stuck? `problem("00.1").hint(1)`, then `hint(2)`; the last resort is `problem("00.1").solution()`. A lesson goes on
-# with your function where it is right, and with its own where it is not, so nobody is held up:
+# Stuck? `problem("00.1").hint(1)`, then `hint(2)` and so on; the last resort is `problem("00.1").solution()`. A lesson
+# goes on with your function where it is right, and with its own where it is not, so nobody is held up:
 
 # %%
 from apgd_teach.evaluate import Evaluator
@@ -180,7 +192,7 @@ evaluator = Evaluator(pool, images=profile.test_images)
 _, labels = evaluator.looked_at("digits-upright")
 mine = accuracy(evaluator.logits(merged.state_dict, "digits-upright"), labels)
 say(
-    f"By your function the average names {mine:.1f} % of *digits, upright* rightly.",
+    f"By the function above the average names {mine:.1f} % of *digits, upright* rightly.",
     holds={
         "the table above says the same": abs(
             mine - result.merged["average"]["digits-upright"].accuracy

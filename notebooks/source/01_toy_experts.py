@@ -129,7 +129,8 @@ Table(
     ],
     caption="The cards of the cache",
     note="The base is tried by an output of its own, on both families at once and without distortions: all twenty "
-    "classes compete. An expert is tried on its own task, with that task's head.",
+    "classes compete. An expert is tried on its own task, with that task's head. Validation images are others than the "
+    "test images of the next table: the same network may do better on the ones than on the others.",
 )
 
 # %%
@@ -193,6 +194,15 @@ from apgd_teach.figures import draw_norms, layer_norms
 norms = layer_norms(pool.base, vectors)
 show(draw_norms(norms, titles))
 
+# %%
+from apgd_teach.merging.statedict import relative_norm
+
+moved = {name: 100 * relative_norm(pool.base, expert) for name, expert in pool.experts.items()}
+say(
+    f"All layers together, the experts have moved by {min(moved.values()):.1f} to {max(moved.values()):.1f} % of "
+    "$\\lVert\\theta_0\\rVert$: this is the answer to the question above."
+)
+
 # %% [markdown]
 # ### Structured
 #
@@ -214,9 +224,9 @@ problem("01.2")
 import torch
 
 
-def energy(task_vector, first):
+def energy(matrix, first):
     # your code: begin
-    squares = torch.linalg.svdvals(task_vector).square()
+    squares = torch.linalg.svdvals(matrix).square()
     return float(squares[:first].sum() / squares.sum())
     # your code: end
 
@@ -268,14 +278,18 @@ shares
 # %%
 from apgd_teach.figures import Slider, draw_spectra, panel, spectra
 
-compared = {**vectors, "shuffled": control["digits-upright"]}
+compared = {**vectors, "base": pool.base, "shuffled": control["digits-upright"]}
 layers = [name for name, tensor in pool.base.items() if tensor.ndim >= 2]
 shown = {layer: spectra(compared, layer) for layer in layers}
 
 
 def draw_energy(layer):
     """The picture is a function of what the list below lets you choose, and looks everything up."""
-    return draw_spectra(shown, {**titles, "shuffled": "digits, upright, shuffled"}, layer=layer)
+    return draw_spectra(
+        shown,
+        {**titles, "base": "the base itself", "shuffled": "digits, upright, shuffled"},
+        layer=layer,
+    )
 
 
 panel(
@@ -287,7 +301,10 @@ panel(
 
 # %% [markdown]
 # In JupyterLab the list above chooses the layer; without a running kernel you see two of them. Is the curve of the
-# shuffled numbers equally far from the others in every layer? Compare how many directions each layer has.
+# shuffled numbers equally far from the others in every layer? Compare how many directions each layer has. And is it
+# fine-tuning that is so simple, or the network? The base's own weights are among the curves. (In the last layer the
+# head is near: it reads ten classes off the features, and asks for few directions. Choose a layer further away from
+# it.)
 
 # %% [markdown]
 # **Relations.** Two shuffled vectors of this many numbers are nearly at a right angle. Are two task vectors?
@@ -320,7 +337,7 @@ from statistics import median
 cosine = problem("01.1").use(cosine)
 upright, noisy = vectors["digits-upright"], vectors["digits-noisy"]
 say(
-    f"Yours, of *{titles['digits-upright']}* and *{titles['digits-noisy']}*: "
+    f"By the function above, of *{titles['digits-upright']}* and *{titles['digits-noisy']}*: "
     f"{cosine(upright, noisy):.2f}. All pairs, in one product of matrices:"
 )
 
@@ -365,9 +382,6 @@ Table(
 # ## What this run showed
 
 # %%
-from apgd_teach.merging.statedict import relative_norm
-
-moved = {name: 100 * relative_norm(pool.base, expert) for name, expert in pool.experts.items()}
 held = [float(value) for value in shares.column("τ, first 10")]
 held_shuffled = [float(value) for value in shares.column("shuffled, first 10")]
 small = max(moved.values()) < 20
@@ -379,12 +393,13 @@ say(
     f"In `{LAYER}`, the encoder's last layer, ten directions carry {min(held):.0f} to "
     f"{max(held):.0f} % of a task vector's energy; of the same numbers shuffled, {min(held_shuffled):.1f} to "
     f"{max(held_shuffled):.1f} %.\n\n"
-    f"**Related, and not by family alone.** The nearest pair of a family has a cosine of {max(within):.2f}; the median "
-    f"of one family's pairs is {median(within):.2f}, that of pairs across families {median(across):.2f}. Of shuffled "
-    f"vectors the largest cosine is {by_chance:.3f}: of the {len(pairs)} pairs, "
-    f"{sum(abs(value) <= by_chance for value in within + across)} cannot be told from chance by that.",
+    f"**Related, and not by family alone.** The nearest pair of a family has a cosine of {max(within):.2f}, its "
+    f"farthest pair {min(within):.2f}; the median of one family's pairs is {median(within):.2f}, that of pairs across "
+    f"families {median(across):.2f}. The largest cosine of any two shuffled vectors is {by_chance:.3f}; "
+    f"{sum(abs(v) <= by_chance for v in within + across)} of the {len(pairs)} pairs of experts are no further from a "
+    "right angle than that.",
     holds={
-        "your cosine is the one of the map": abs(
+        "the function's cosine is the one of the map": abs(
             cosine(upright, noisy)
             - float(cosines[names.index("digits-upright"), names.index("digits-noisy")])
         )

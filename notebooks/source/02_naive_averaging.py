@@ -101,7 +101,8 @@ for name, expert in mild.experts.items():
         torch.testing.assert_close(tau, vectors[name][key])
 for key, tensor in average_mild.state_dict.items():
     torch.testing.assert_close(mine[key], tensor)
-f"yours and the library's agree, in all {len(mine)} tensors"
+T = len(mild.experts)
+f"the function above and the library agree, in all {len(mine)} tensors"
 
 # %% [markdown]
 # Every merge comes with an audit: what was done to each tensor, and how large the step $M = \theta^* - \theta_0$ was
@@ -112,11 +113,38 @@ f"yours and the library's agree, in all {len(mine)} tensors"
 average_mild.audit.table()
 
 # %% [markdown]
-# Read one row: the mean $\|\tau\|$ of a layer beside the step $\|M\|$ that the average takes there. Every expert keeps
-# an eighth of its own step and receives an eighth of each of the seven others. Vectors that are nearly at right angles,
-# as lesson 01 found most of these, cancel in length when they are averaged: of eight of the same length about
-# $1/\sqrt 8$ is left.
+# Read one row: the mean $\|\tau\|$ of a layer (over the experts) beside the step $\|M\|$ that the average takes there.
+# Every expert keeps an eighth of its own step and receives an eighth of each of the seven others. What is left of their
+# length depends on how far they agree. For $T$ vectors of one length whose cosines have the mean $\bar c$,
 #
+# $$\frac{\lVert M\rVert}{\lVert\tau\rVert} = \sqrt{\frac{1 + (T - 1)\,\bar c}{T}} ,$$
+#
+# which is 1 where all of them agree and $1/\sqrt T$ where all are at right angles. (Write
+# $\lVert\frac{1}{T}\sum_i\tau_i\rVert^2$ as a double sum of inner products: $T$ of them are $\lVert\tau\rVert^2$, the
+# other $T(T-1)$ are $\bar c\,\lVert\tau\rVert^2$ on average.)
+
+# %%
+from apgd_teach.figures import cosine_matrix
+
+lengths = [
+    sum(float(tau.square().sum()) for tau in one.values()) ** 0.5 for one in vectors.values()
+]
+step = sum(float((mine[key] - mild.base[key]).square().sum()) for key in mine) ** 0.5
+cosines = cosine_matrix(vectors)
+mean_cosine = float((cosines.sum() - cosines.trace()) / (T * (T - 1)))
+say(
+    f"All layers together, the step of the average has {step / (sum(lengths) / T):.2f} of a task vector's mean length. "
+    f"The mean cosine of two of these task vectors is {mean_cosine:.2f}, and the formula gives "
+    f"{((1 + (T - 1) * mean_cosine) / T) ** 0.5:.2f}; at right angles it would be {T**-0.5:.2f}.",
+    holds={
+        "the formula holds to a tenth": abs(
+            step / (sum(lengths) / T) / ((1 + (T - 1) * mean_cosine) / T) ** 0.5 - 1
+        )
+        < 0.1
+    },
+)
+
+# %% [markdown]
 # ## "Without data" is enforced
 #
 # While a merge runs, asking for data raises. Here is a method that cheats: it is a method like any other, a function
@@ -247,8 +275,28 @@ results["hot"].gap_table()
 
 # %% [markdown]
 # Two things to read with care. The base is the same in both; its gap differs because the experts it is measured
-# against do. And loss and accuracy need not agree: compare the mild average with the base in the gap above, and in the
-# accuracy below. A network can lose fewer nats and still name no more images rightly.
+# against do. And loss and accuracy need not agree: a network can lose fewer nats than another and still name fewer
+# images rightly. Where that is so here:
+
+# %%
+turned = [
+    f"{titles[task]} ({name} experts: the gap of the base is {one.gap('base')[task]:.2f} nats and that of the average "
+    f"{one.gap('average')[task]:.2f}, their accuracies {one.base[task].accuracy:.1f} and "
+    f"{one.merged['average'][task].accuracy:.1f} %)"
+    for name, one in results.items()
+    for task in titles
+    if (one.gap("average")[task] < one.gap("base")[task])
+    != (one.merged["average"][task].accuracy > one.base[task].accuracy)
+]
+say(
+    "; ".join(turned) + "."
+    if turned
+    else "On no task of this run: both order base and average alike."
+)
+
+# %% [markdown]
+# The same in accuracy, and what of the experts' gain is recovered: $0\,\%$ is no better than the base, $100\,\%$ as
+# good as the experts, and below zero is worse than no fine-tuning at all.
 
 # %%
 results["mild"].summary()
@@ -260,9 +308,10 @@ results["hot"].summary()
 # ## What breaks, and what is saved
 #
 # An image is *broken* by the merge when the task's own expert names it rightly and the average does not, and *saved*
-# when the base names it wrongly and the average rightly. The gap is made of such images. Look at those of the hot
-# average, first on the task with the largest gap (which need not be the one with the lowest accuracy), then on any
-# other: always the first of its test images, not chosen ones.
+# when the base names it wrongly and the average rightly. Under *broken*, "$a \to b$" says that the right class is $a$
+# and the average's answer $b$; under *saved*, that the base had answered $b$. Look at those of the hot average, first
+# on the task with the largest gap (which need not be the one with the lowest accuracy), then on any other: always the
+# first of its test images, not chosen ones.
 
 # %%
 from apgd_teach.evaluate import Evaluator
@@ -302,12 +351,12 @@ from apgd_teach.figures import draw_planes
 from apgd_teach.landscape import loss_plane
 
 planes = {}
-for name, pool, average in (("mild", mild, average_mild), ("hot", hot, average_hot)):
+for name, pool, merged in (("mild", mild, average_mild), ("hot", hot, average_hot)):
     planes[name] = loss_plane(
         Evaluator(pool, images=profile.plane_images),
         pool.base,
         ("its expert", pool.experts[largest]),
-        ("average of eight", average.state_dict),
+        ("average of eight", merged.state_dict),
         [largest],
         points=profile.plane_points,
     )
@@ -382,6 +431,7 @@ Table(
         for task, one in ((A, on_a), (B, on_b))
     ],
     caption="Accuracy (%) of the midpoint, each task under the head that belongs to its expert",
+    note="The other expert of the second pair is another network, so its own accuracy is another one.",
 )
 
 # %% [markdown]
@@ -403,6 +453,12 @@ middle = {
     for name, (on_a, on_b, _) in both.items()
 }
 shown = against["hot"].verdict == "worse" and gain["hot"] > 0
+change = {
+    task: results["hot"].merged["average"][task].accuracy - results["hot"].base[task].accuracy
+    for task in titles
+}
+fallen = sorted(change, key=change.get)[:2]
+others = [change[task] for task in titles if task not in fallen]
 say(
     f"**The average of good experts can be worse than the base: {'shown' if shown else 'not shown in this run'}.** "
     f"The hot experts gain {gain['hot']:.1f} points over the base on their own tasks, the mild ones "
@@ -412,7 +468,9 @@ say(
     f"{kept['mild'][1]:.1f} % (mild) and {titles[kept['hot'][0]]} with {kept['hot'][1]:.1f} % (hot), where the base "
     f"had {results['mild'].base[kept['mild'][0]].accuracy:.1f} % and "
     f"{results['hot'].base[kept['hot'][0]].accuracy:.1f} %. The largest gap of the hot average is that of "
-    f"{titles[largest]}, {by_task[largest]:.2f} nats.\n\n"
+    f"{titles[largest]}, {by_task[largest]:.2f} nats. The fall is not shared out evenly: against the base, "
+    f"{titles[fallen[0]]} changes by {change[fallen[0]]:+.1f} points and {titles[fallen[1]]} by "
+    f"{change[fallen[1]]:+.1f}, the other six by {sum(others) / len(others):+.1f} on average.\n\n"
     f"**One base is not a detail**: the midpoint of two experts reaches {middle['one base']:.1f} % where they share "
     f"their base and {middle['two bases']:.1f} % where they do not.\n\n"
     "The intervals (95 %) cover the choice of test images; they do not cover the training seed. Lesson 07 does.",
