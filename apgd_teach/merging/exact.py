@@ -112,7 +112,7 @@ def conjugate_gradients(
 
 
 def row_solution(
-    quadratic: PerRow, start: Tensor, basis: Tensor, *, tolerance: float = 1e-4, steps: int = 50
+    quadratic: PerRow, start: Tensor, basis: Tensor, *, tolerance: float = 1e-4, steps: int = 100
 ) -> tuple[Tensor, int]:
     """Meet the equations of `row` under P(M − S) = 0, nearest to S, where all of them can be met.
 
@@ -158,7 +158,8 @@ def row_solution(
         found = found + along / size * direction
         remaining = remaining - along / size * curved
         taken += 1
-    return start + off(basis, quadratic.spread(found)), taken
+    # Twice: rounding leaves of a long y what would be much of a short P·S.
+    return start + off(basis, off(basis, quadratic.spread(found))), taken
 
 
 def minimise(
@@ -187,7 +188,9 @@ def minimise(
     if isinstance(quadratic, PerRow):
         update, taken = row_solution(quadratic, start, basis, tolerance=enough)
         left = torch.linalg.vector_norm(quadratic.residual(update), dim=0)
-        if bool((left <= 2 * enough * torch.linalg.vector_norm(quadratic.squares, dim=0)).all()):
+        met = bool((left <= 2 * enough * torch.linalg.vector_norm(quadratic.squares, dim=0)).all())
+        # Looked at too: where the way is long, rounding alone can move what is to stay.
+        if met and norm(basis.mT @ (update - start)) <= enough / 2 * norm(basis.mT @ start):
             return update, taken
     elif not fine:
         update, taken = conjugate_gradients(quadratic, start, basis, tolerance=enough)

@@ -302,6 +302,18 @@ def test_units_of_very_different_lengths_are_solved_in_float32_too(lengths: str,
     assert float((basis.mT @ (found - start)).norm()) < 1e-4 * float((basis.mT @ start).norm())
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_long_way_of_rows_ends_in_float32_and_moves_nothing_that_is_to_stay(monkeypatch, seed: int) -> None:
+    calls = hand_over(monkeypatch)
+    draws = torch.Generator().manual_seed(seed)
+    tau = 0.01 * torch.randn(8, 64, 100, generator=draws) * 10 ** (2 * torch.rand(64, 1, generator=draws))
+    start, basis = tau.mean(dim=0), shared_basis(tau, 11)
+    found, taken = minimise(objective(tau, "row"), start, basis)
+    assert 50 < taken < 100
+    assert not calls
+    assert float((basis.mT @ (found - start)).norm()) < 1e-5 * float((basis.mT @ start).norm())
+
+
 # The closed form
 
 
