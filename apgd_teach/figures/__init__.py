@@ -45,6 +45,7 @@ from apgd_teach.figures.ranks import (
 )
 from apgd_teach.figures.residuals import draw_residual, measure_residuals
 from apgd_teach.figures.seeds import draw_over_seeds, over_seeds
+from apgd_teach.figures.steps import draw_steps, measure_steps
 from apgd_teach.figures.sweeps import draw_methods, draw_sweep, draw_tradeoff, sweep
 
 __all__ = [
@@ -74,6 +75,7 @@ __all__ = [
     "draw_residual",
     "draw_sharing",
     "draw_spectra",
+    "draw_steps",
     "draw_sweep",
     "draw_tasks",
     "draw_tradeoff",
@@ -92,6 +94,7 @@ __all__ = [
     "measure_rank",
     "measure_residuals",
     "measure_sharing",
+    "measure_steps",
     "over_seeds",
     "pairwise_interference",
     "panel",

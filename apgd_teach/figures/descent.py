@@ -51,7 +51,7 @@ def walk(quadratic: Objective, start: Tensor, basis: Tensor) -> Iterator[Tensor]
 
 
 def walk_adam(
-    quadratic: Objective, start: Tensor, basis: Tensor, together: Tensor, rate: float = 1e-4
+    quadratic: Objective, start: Tensor, basis: Tensor, together: Tensor, rate: float = 1e-4, *, again: bool = False
 ) -> Iterator[Tensor]:
     """Every M of Adam as the public code runs it: the gradient in Δ is projected first, and then handed to Adam.
 
@@ -63,6 +63,7 @@ def walk_adam(
         basis: U (out, k), orthonormal: what is protected.
         together: Λ = Σ λᵢ, from M = S + ΛΔ.
         rate: Adam's, in units of the weights.
+        again: whether Δ is projected once more after every step, as the constraint asks and the public code does not.
 
     Yields:
         M, shape (out, in).
@@ -81,6 +82,8 @@ def walk_adam(
         # Element by element: here the projection is undone.
         scaled = first / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
         delta = delta - rate / (1 - 0.9**step) * scaled
+        if again:
+            delta = off(basis, delta)
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ class Walk:
 
 @dataclass(frozen=True)
 class DescentPaths:
-    """Projected descent and Adam as published, on one layer, from the same S and with the same subspace protected.
+    """Projected descent and Adam, on one layer, from the same S and with the same subspace protected.
 
     Attributes:
         granularity: of the surrogate that both minimise.
@@ -110,7 +113,9 @@ class DescentPaths:
         protected: k, how many directions of the output side are protected.
         directions: r = min(out, in), of how many.
         eps: what the arithmetic rounds to, as a share: 1.2e-7 in float32.
-        descent, adam: the two ways.
+        descent: projected gradient descent.
+        adam: Adam after the projection, as published.
+        again: the same with Δ projected again after every step.
         exact: the surrogate at the exact solution under the same constraint, as a share of what it is at S.
     """
 
@@ -121,6 +126,7 @@ class DescentPaths:
     eps: float
     descent: Walk
     adam: Walk
+    again: Walk
     exact: float
 
 
@@ -134,9 +140,9 @@ def measure_descent(
     accuracy: Callable[[Tensor], float] | None = None,
     at: Sequence[int] = (0, 10, 30, 100, 200, 400),
 ) -> DescentPaths:
-    """Walk from S by projected descent and by Adam as published, and solve the same layer exactly.
+    """Walk from S by projected descent, by Adam as published and by Adam projected again, and solve the layer exactly.
 
-    Both start at the S of `Apgd`'s own λ: the published λᵢ = 0.07/‖τᵢ‖ is made for task vectors of another length.
+    All start at the S of `Apgd`'s own λ: the published λᵢ = 0.07/‖τᵢ‖ is made for task vectors of another length.
 
     Args:
         task_vectors: τ of one layer, shape (task, out, in).
@@ -173,6 +179,7 @@ def measure_descent(
     ways = {
         "descent": walk(quadratic, solved.start, solved.basis),
         "adam": walk_adam(quadratic, solved.start, solved.basis, solved.coefficients.sum(), rate),
+        "again": walk_adam(quadratic, solved.start, solved.basis, solved.coefficients.sum(), rate, again=True),
     }
     found = {}
     for name, way in ways.items():
@@ -192,6 +199,7 @@ def measure_descent(
         eps=torch.finfo(task_vectors.dtype).eps,
         descent=found["descent"],
         adam=found["adam"],
+        again=found["again"],
         exact=float(quadratic.value(solved.update)) / begun,
     )
 
@@ -206,14 +214,22 @@ def check_share(protect: object) -> None:
         raise ApgdTeachError(f"protect is {protect!r}; this figure shows a subspace, so give a share from 0 to 1.")
 
 
+def _ways(measured: DescentPaths) -> dict[str, Walk]:
+    return {
+        "projected descent": measured.descent,
+        "Adam after the projection": measured.adam,
+        "Adam, projected again": measured.again,
+    }
+
+
 def draw_descent(measured: DescentPaths, *, step: int) -> Drawing:
-    """What is left of the surrogate, and the leak, step by step: projected descent beside Adam as published.
+    """What is left of the surrogate, and the leak, step by step: projected descent beside Adam, projected again or not.
 
     A panel of accuracies is added where some were measured.
 
     Args:
         measured: from `measure_descent`.
-        step: the step at which both are read, 0 to `measured.steps`.
+        step: the step at which all are read, 0 to `measured.steps`.
 
     Raises:
         ApgdTeachError: there is no such step.
@@ -222,8 +238,7 @@ def draw_descent(measured: DescentPaths, *, step: int) -> Drawing:
     """
     if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step <= measured.steps:
         raise ApgdTeachError(f"there is no step {step!r} here; give a whole number from 0 to {measured.steps}.")
-    held = f" (leak at most {max(measured.descent.leak):.0e}: rounding)".replace("-", "−") if measured.protected else ""
-    ways = {f"projected descent{held}": measured.descent, "Adam as published": measured.adam}
+    ways = _ways(measured)
     scored = bool(measured.descent.accuracies)
     with styled():
         drawn, axes = figure(1, 3 if scored else 2, width=9.0, height=4.0)
@@ -247,17 +262,20 @@ def draw_descent(measured: DescentPaths, *, step: int) -> Drawing:
             place.set_title(title)
             place.set_ylabel(label)
         axes[0].set_yscale("log")
-        if min(measured.exact, *measured.descent.surrogate, *measured.adam.surrogate) > 0.1:
+        if min(measured.exact, *(min(way.surrogate) for way in ways.values())) > 0.1:
             # Within a decade powers of ten name next to nothing.
             axes[0].yaxis.set_major_locator(MaxNLocator(5))
             axes[0].yaxis.set_major_formatter("{x:g}")
         # Nine ticks in each of eight decades would take most of the time that the figure takes.
         axes[0].yaxis.set_minor_locator(NullLocator())
         if measured.exact > 0:
-            axes[0].axhline(measured.exact, color=COLORS[2], linestyle=LINES[2], label="exact solution")
-        # A little below zero: descent's line lies on it.
+            axes[0].axhline(measured.exact, color=COLORS[6], linestyle=LINES[3], linewidth=1.4, label="exact solution")
+        # A little below zero: what does not leak lies on it.
         top = max(0.1, 105 * max(max(way.leak) for way in ways.values()))
         axes[1].set_ylim(-0.04 * top, top)
+        if measured.protected:
+            largest = 100 * max(*measured.descent.leak, *measured.again.leak)
+            axes[1].set_xlabel(f"step\n(the two others: at most {largest:.0e} %)".replace("-", "−"))
         if scored:
             for i, way in enumerate(ways.values()):
                 # Straight between what was measured: nobody looked there.
@@ -269,12 +287,16 @@ def draw_descent(measured: DescentPaths, *, step: int) -> Drawing:
                     marker=MARKERS[i],
                     markersize=5,
                 )
+            # A few images more or less are no hill: two points at least from bottom to top.
+            low, high = axes[2].get_ylim()
+            aside = max(0.0, 2 - (high - low)) / 2
+            axes[2].set_ylim(low - aside, high + aside)
             axes[2].set_title("Accuracy of M")
             axes[2].set_ylabel("accuracy (%)")
         for place in axes:
             place.axvline(step, color="#7A7A7A", linewidth=1, linestyle=":")
-            place.set_xlabel("step")
-        drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+            place.set_xlabel(place.get_xlabel() or "step")
+        drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
         return Drawing(drawn, _words(measured, step), _numbers(measured, step))
 
 
@@ -285,7 +307,7 @@ def _asked(walked: Walk, step: int) -> int | None:
 
 def _numbers(measured: DescentPaths, step: int) -> dict[str, object]:
     numbers: dict[str, object] = {"step": step}
-    for name, way in (("descent", measured.descent), ("Adam", measured.adam)):
+    for name, way in _ways(measured).items():
         numbers[f"surrogate left, {name} (share of S's)"] = way.surrogate[step]
         numbers[f"leak, {name} (%)"] = 100 * way.leak[step]
         numbers[f"‖M − S‖, {name} (units of the weights)"] = way.moved[step]
@@ -298,24 +320,27 @@ def _numbers(measured: DescentPaths, step: int) -> dict[str, object]:
 
 
 def _words(measured: DescentPaths, step: int) -> str:
-    descent, adam = measured.descent, measured.adam
+    descent, adam, again = measured.descent, measured.adam, measured.again
     words = (
         f"After {step} of {measured.steps} steps on the surrogate '{measured.granularity}', projected descent has left "
-        f"{descent.surrogate[step]:.2g} of what it is at S and Adam as published {adam.surrogate[step]:.2g}, where the "
-        f"exact solution leaves {measured.exact:.2g}; ‖M − S‖ is {descent.moved[step]:.3g} and {adam.moved[step]:.3g}. "
+        f"{descent.surrogate[step]:.2g} of what it is at S, Adam after the projection {adam.surrogate[step]:.2g} and "
+        f"Adam projected again {again.surrogate[step]:.2g}, where the exact solution leaves {measured.exact:.2g}; "
+        f"‖M − S‖ is {descent.moved[step]:.3g}, {adam.moved[step]:.3g} and {again.moved[step]:.3g}. "
     )
     if measured.protected:
         words += (
-            f"With {measured.protected} of {measured.directions} directions protected, Adam's leak ‖P(M − S)‖/‖PS‖ is "
-            f"{100 * adam.leak[step]:.1f} %; descent's is zero but for rounding ({descent.leak[step]:.1g}, at most "
-            f"{max(descent.leak):.1g} on the way, in an arithmetic that rounds to {measured.eps:.1g})."
+            f"With {measured.protected} of {measured.directions} directions protected, the leak ‖P(M − S)‖/‖PS‖ of "
+            f"Adam after the projection is {100 * adam.leak[step]:.1f} %. That of descent is zero but for rounding "
+            f"({descent.leak[step]:.1g}, at most {max(descent.leak):.1g} on the way, in an arithmetic that rounds to "
+            f"{measured.eps:.1g}), and so is that of Adam projected again ({again.leak[step]:.1g})."
         )
     else:
         words += "Nothing is protected, so nothing can leak."
     asked = _asked(descent, step)
     if asked is not None:
         words += (
-            f" The accuracy after step {asked} is {descent.accuracies[asked]:.1f} % with descent and "
-            f"{adam.accuracies[asked]:.1f} % with Adam."
+            f" The accuracy after step {asked} is {descent.accuracies[asked]:.1f} % with descent, "
+            f"{adam.accuracies[asked]:.1f} % with Adam after the projection and {again.accuracies[asked]:.1f} % with "
+            "Adam projected again."
         )
     return words

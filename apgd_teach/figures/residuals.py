@@ -139,8 +139,11 @@ def draw_residual(measured: Residuals, *, task: str) -> Drawing:
     averaged = measured.blocks < measured.out
     with styled():
         drawn, axes = figure(1, len(found), width=9.0, height=3.5)
-        largest = max(float(one.picture.abs().max()) for one in found.values())
-        limits = {"vmin": 0.0 if averaged else -largest, "vmax": largest} if largest > 0 else {"vmin": -1, "vmax": 1}
+        # A few entries are many times as large as the rest: on a scale that reached them nothing else would be seen.
+        values = torch.cat([one.picture.abs().flatten() for one in found.values()])
+        most, largest = float(values.quantile(0.98)), float(values.max())
+        most = most or largest
+        limits = {"vmin": 0.0 if averaged else -most, "vmax": most} if most > 0 else {"vmin": -1, "vmax": 1}
         for place, (label, one) in zip(axes, found.items(), strict=True):
             picture = place.imshow(
                 one.picture.numpy(), cmap="viridis" if averaged else "RdBu_r", interpolation="nearest", **limits
@@ -153,7 +156,8 @@ def draw_residual(measured: Residuals, *, task: str) -> Drawing:
         axes[0].set_ylabel(f"output unit (of {measured.out})")
         bar = drawn.colorbar(picture, ax=axes, shrink=0.6)
         what = "|R|, mean over a block" if averaged else "R"
-        bar.set_label(f"{what}\n(1 = RMS of R at the base)", fontsize=9)
+        beyond = ";\nat the ends: and beyond" if largest > most else ""
+        bar.set_label(f"{what}\n(1 = RMS of R at the base{beyond})", fontsize=9)
         shown = (
             f": means of |R| ({measured.out} × {measured.out}) over {measured.blocks} × {measured.blocks} blocks"
             if averaged

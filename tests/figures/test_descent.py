@@ -64,6 +64,17 @@ def test_adam_ends_where_the_published_delta_does(steps: int) -> None:
     torch.testing.assert_close(last(steps, way), start + coefficients.sum() * delta, rtol=1e-9, atol=1e-13)
 
 
+def test_adam_projected_again_is_adam_whose_step_is_projected() -> None:
+    vectors = taus(dtype=torch.float64)
+    basis, start, together = shared_basis(vectors, 3), vectors.mean(0), torch.tensor(0.5, dtype=torch.float64)
+    quadratic = objective(vectors, "row")
+    once, again = (list(islice(walk_adam(quadratic, start, basis, together, again=one), 31)) for one in (False, True))
+    torch.testing.assert_close(again[1], once[1] - basis @ (basis.mT @ (once[1] - start)))
+    assert leak(basis, once[-1], start) > 0.01
+    assert max(leak(basis, update, start) for update in again) < 1e-14
+    assert float(quadratic.value(again[-1])) < float(quadratic.value(start))
+
+
 @pytest.fixture(scope="module")
 def measured() -> DescentPaths:
     return measure_descent(
@@ -73,11 +84,12 @@ def measured() -> DescentPaths:
 
 def test_descent_never_rises_never_leaks_and_heads_for_the_exact_solution(measured: DescentPaths) -> None:
     surrogate = measured.descent.surrogate
-    assert surrogate[0] == measured.adam.surrogate[0] == 1
+    assert surrogate[0] == measured.adam.surrogate[0] == measured.again.surrogate[0] == 1
     assert all(after <= before for before, after in pairwise(surrogate))
     assert measured.exact < surrogate[-1]
     assert 0 < max(measured.descent.leak) < 100 * measured.eps
     assert max(measured.adam.leak) > 0.01
+    assert 0 < max(measured.again.leak) < 100 * measured.eps
     assert measured.protected == 3
 
 
@@ -103,28 +115,30 @@ def test_what_is_measured_at_a_step_is_that_of_the_update_there(measured: Descen
 
 def test_lines_are_what_was_measured_and_marks_stand_at_the_step(measured: DescentPaths) -> None:
     drawing = draw_descent(measured, step=20)
+    ways = (measured.descent, measured.adam, measured.again)
     surrogate, leaked, accuracies = drawing.figure.axes
     assert surrogate.get_yscale() == "log"
-    for line, way in zip(surrogate.lines, (measured.descent, measured.adam), strict=False):
+    for line, way in zip(surrogate.lines, ways, strict=False):
         assert list(line.get_xdata()) == list(range(41))
         assert tuple(line.get_ydata()) == way.surrogate
         assert line.get_markevery() == [20]
-    assert surrogate.lines[2].get_ydata()[0] == measured.exact
-    for line, way in zip(leaked.lines, (measured.descent, measured.adam), strict=False):
+    assert surrogate.lines[3].get_ydata()[0] == measured.exact
+    for line, way in zip(leaked.lines, ways, strict=False):
         np.testing.assert_allclose(line.get_ydata(), 100 * np.array(way.leak))
-    for line, way in zip(accuracies.lines, (measured.descent, measured.adam), strict=False):
+    for line, way in zip(accuracies.lines, ways, strict=False):
         assert dict(zip(line.get_xdata(), line.get_ydata(), strict=True)) == way.accuracies
 
 
 def test_words_hold_the_numbers_of_the_step(measured: DescentPaths) -> None:
     drawing = draw_descent(measured, step=25)
-    assert drawing.numbers["leak, Adam (%)"] == 100 * measured.adam.leak[25]
-    assert drawing.numbers["surrogate left, descent (share of S's)"] == measured.descent.surrogate[25]
+    assert drawing.numbers["leak, Adam after the projection (%)"] == 100 * measured.adam.leak[25]
+    assert drawing.numbers["surrogate left, projected descent (share of S's)"] == measured.descent.surrogate[25]
     assert drawing.numbers["accuracy measured after step"] == 20
     for said in (
         "After 25 of 40 steps",
         f"{measured.descent.surrogate[25]:.2g} of what it is at S",
-        f"Adam as published {measured.adam.surrogate[25]:.2g}",
+        f"Adam after the projection {measured.adam.surrogate[25]:.2g}",
+        f"Adam projected again {measured.again.surrogate[25]:.2g}",
         f"{100 * measured.adam.leak[25]:.1f} %",
         f"at most {max(measured.descent.leak):.1g} on the way",
         "The accuracy after step 20 is",
@@ -134,7 +148,7 @@ def test_words_hold_the_numbers_of_the_step(measured: DescentPaths) -> None:
 
 def test_without_protection_the_words_say_that_nothing_can_leak() -> None:
     one = measure_descent(taus(), protect=0.0, steps=5)
-    assert one.descent.leak == one.adam.leak == (0.0,) * 6
+    assert one.descent.leak == one.adam.leak == one.again.leak == (0.0,) * 6
     drawing = draw_descent(one, step=5)
     assert "nothing can leak" in drawing.words
     assert len(drawing.figure.axes) == 2
