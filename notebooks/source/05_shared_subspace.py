@@ -226,7 +226,7 @@ Table(
 above = sum(one > max(by_chance) for one in across)
 say(
     f"Of the {len(across)} pairs of two families {above} overlap more than any random pair: {100 * min(across):.0f} to "
-    f"{100 * max(across):.0f} %, where chance gives {100 * sum(by_chance) / len(by_chance):.1f} %. Pairs of one family "
+    f"{100 * max(across):.0f} %, random pairs {100 * sum(by_chance) / len(by_chance):.1f} %. Pairs of one family "
     f"have {100 * min(within):.0f} to {100 * max(within):.0f} %. One task from two bases has {100 * other_base:.1f} %: "
     "what is shared is not in the task alone. It needs a common base, because another base numbers its output units in "
     "another way.",
@@ -1081,7 +1081,6 @@ def pays(difference):
 
 hard = {name: pays(one.against(SIXTH, NOTHING)) for name, one in final.items()}
 soft = {name: pays(one.against(AUTO, NOTHING)) for name, one in final.items()}
-special = {name: one.against(SIXTH, RANDOM).verdict for name, one in final.items()}
 say(
     f"**What the tasks share can be computed.** In `{LAYER}`, {k} of {out} output directions hold "
     f"{common:.0f} % of the mean task vector ({100 * k / out:.0f} % by chance, {common_by_chance:.0f} % if "
@@ -1101,11 +1100,11 @@ say(
 )
 
 # %% [markdown]
-# **In practice.** Do not protect because a recipe says so, nor leave it because it cost something here. Compute what a
-# share would freeze, which takes no data; if you have a few hundred labelled images for validation, let them choose
-# between nothing, a small share and `"auto"`, by the worst task as well as by the mean; and if you have none, remember
-# what the constraint guarantees and what it does not: that the shared part is that of $S$, not that it is good. Experts
-# by another optimiser are another case (Try it 1).
+# **In practice.** Do not protect because a recipe says so, and do not leave it because of one measurement on these
+# experts. Compute what a share would freeze, which takes no data. If you have a few hundred labelled images for
+# validation, let them choose between nothing, a small share and `"auto"`, by the worst task as well as by the mean. If
+# you have none, remember what the constraint guarantees and what it does not: that the shared part is that of $S$, not
+# that it is good. Experts by another optimiser are another case (Try it 1).
 #
 # ## Recap
 #
