@@ -79,8 +79,8 @@ COSINE = Problem(
         ),
     ],
     hints=[
-        "A state dict is one long vector, cut into tensors: `torch.cat([one[key].flatten() for key in …])`. Both in "
-        "one order of the names!",
+        "A state dict is one long vector, cut into tensors: `torch.cat([one[key].flatten() for key in …])`. Use one "
+        "order of the names for both.",
         "The inner product, divided by both lengths.",
         "`a @ b / (a.norm() * b.norm())`.",
     ],

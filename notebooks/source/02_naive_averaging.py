@@ -117,9 +117,9 @@ average_mild.audit.table()
 # Every expert keeps an eighth of its own step and receives an eighth of each of the seven others. What is left of their
 # length depends on how far they agree. For $T$ vectors of one length whose cosines have the mean $\bar c$,
 #
-# $$\frac{\lVert M\rVert}{\lVert\tau\rVert} = \sqrt{\frac{1 + (T - 1)\,\bar c}{T}} ,$$
+# $$\frac{\lVert M\rVert^2}{\lVert\tau\rVert^2} = \frac{1 + (T - 1)\,\bar c}{T} ,$$
 #
-# which is 1 where all of them agree and $1/\sqrt T$ where all are at right angles. (Write
+# so the step has the whole length where all of them agree, and $1/\sqrt T$ of it where all are at right angles. (Write
 # $\lVert\frac{1}{T}\sum_i\tau_i\rVert^2$ as a double sum of inner products: $T$ of them are $\lVert\tau\rVert^2$, the
 # other $T(T-1)$ are $\bar c\,\lVert\tau\rVert^2$ on average.)
 
