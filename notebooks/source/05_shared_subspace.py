@@ -277,7 +277,7 @@ shared_basis = problem("05.2").use(shared_basis)
 
 # %% [markdown]
 # Your function on the real layer, with the paper's numbers: `r // T` of each task, $k$ = `r // 6` kept. The library's
-# own may find other columns; what must agree is the subspace, and so the projector.
+# own may find other columns; what must agree is the subspace, so the overlap of the two has to be 1.
 
 # %%
 from apgd_teach import merging
@@ -287,7 +287,7 @@ U = shared_basis(tau, r // T, k)
 theirs = merging.shared_basis(tau, k)
 C = torch.cat(list(bases.values()), dim=1)
 
-torch.testing.assert_close(U @ U.T, theirs @ theirs.T, atol=2e-3, rtol=0)
+assert overlap(U, theirs) > 0.999
 
 
 def again(basis, times):
