@@ -37,7 +37,7 @@ EXERCISE_MINUTES = 4
 """For one exercise: most are one to three lines."""
 
 _PROBLEM = re.compile(r"problem\(\"([\d.]+)\"\)\.check")
-_HEADING = re.compile(r"^#{1,2} (.+)$", re.MULTILINE)
+_HEADING = re.compile(r"^(#{1,3}) (.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,15 @@ def minutes_of(notebook: NotebookNode) -> Minutes:
 
 
 def _by_section(notebook: NotebookNode) -> Iterator[tuple[str, NotebookNode]]:
-    """Each cell with the mark of its section: what is below a heading of the second order shares its mark."""
-    mark = ""
+    """Each cell with the mark of its section; a part of a section (###) has the section's, or one of its own."""
+    section = part = ""
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            headings = _HEADING.findall(cell.source)
-            if headings:
-                mark = next((one for one in (SHORT, DEPTH) if headings[0].endswith(one)), "")
-        yield mark, cell
+            for level, title in _HEADING.findall(cell.source):
+                mark = next((one for one in (SHORT, DEPTH) if title.endswith(one)), "")
+                section = mark if len(level) < 3 else section
+                part = mark or section
+        yield part, cell
 
 
 def times() -> dict[str, dict[str, float]]:

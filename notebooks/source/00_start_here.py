@@ -61,9 +61,9 @@ source.note
 # | 09 · Merge your own (not yet) | you can merge two checkpoints from disk, and are told before if you cannot |
 # | 10 · Capstone (not yet) | change one thing, predict, measure, explain |
 #
-# All of 00 to 07 is a sitting of about three hours. **In 45 minutes**: the sections of 00, 02 and 06 that are marked
-# *short route*; the last one of 06 merges two files of your own. Run the cells between them too (*Run* → *Run Selected
-# Cell and All Above*), without reading.
+# 00 to 07 make an afternoon. What is marked *in depth* can wait for a second visit: nothing else rests on it. **In 45
+# minutes**: the sections of 00, 02 and 06 that are marked *short route*; the last one of 06 merges two files of your
+# own. Run the cells between them too (*Run* → *Run Selected Cell and All Above*), without reading.
 #
 # A few words that will come back all the time:
 #

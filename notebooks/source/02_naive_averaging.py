@@ -340,7 +340,7 @@ panel(
 )
 
 # %% [markdown]
-# ## Where the average lands
+# ## Where the average lands · in depth
 #
 # Stay with the task of the largest gap, and look at its loss over the plane through three networks: the base, that
 # task's own expert, and the average of all eight. Distances and angles are true to weight space. Light is low loss;

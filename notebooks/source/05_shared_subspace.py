@@ -347,7 +347,7 @@ panel(
 # `r // 6` the two lines cross, and how many tasks the last protected direction still belongs to.
 
 # %% [markdown]
-# ## How much of the updates is in it?
+# ## How much of the updates is in it? · in depth
 #
 # A subspace of $k$ directions that was *built from* the task vectors holds more of them than $k / \text{out}$, whatever
 # they are. So beside chance there is a second control: the same construction from the same numbers, shuffled inside
@@ -450,7 +450,7 @@ problem("05.3").check(off_the_shared)
 off_the_shared = problem("05.3").use(off_the_shared)
 
 # %% [markdown]
-# ### One projection is enough
+# ### One projection is enough · in depth
 #
 # The surrogate of granularity `full` (lesson 04) is $\frac12 \sum_j \lVert (M - \tau_j) \tau_j^\top \rVert^2 / \lVert
 # \tau_j \rVert^2$. Its gradient in $M$ is
@@ -683,7 +683,7 @@ say(
 )
 
 # %% [markdown]
-# ## Is what is shared the same?
+# ## Is what is shared the same? · in depth
 #
 # The argument for protecting was: what all experts changed in the same way, their sum has already. Look again at the
 # first formula of this lesson. Two tasks may write into the same output direction $u$ and read **different** inputs:
@@ -959,7 +959,7 @@ say(
 )
 
 # %% [markdown]
-# ## How stable is it?
+# ## How stable is it? · in depth
 #
 # What is to be protected had better not depend on chance. Try four changes: noise on every task vector; a task left
 # out; the hot experts in place of the mild ones (same base, same data); and, as a control, shuffled numbers. And two

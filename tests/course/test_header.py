@@ -27,7 +27,7 @@ def test_minutes_are_words_and_cells_and_the_short_route_is_its_sections() -> No
         text("## The thing · short route\n" + "word " * 174),
         code('problem("03.1").check(mine)'),
         text("### Below it\n" + "word " * 177),
-        text("## Details · in depth\n" + "word " * 355),
+        text("### Details · in depth\n" + "word " * 355),
         code("more()"),
         text("## The rest\n" + "word " * 177),
         code('problem("03.2").check(mine)\nproblem("03.1").check(again)'),
