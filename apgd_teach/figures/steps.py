@@ -44,10 +44,10 @@ class Way:
 
 WAYS: Mapping[str, Way] = {
     "row, 1/6 protected": Way("row", 1 / 6, (3, 10, 30, 100)),
-    "full, 1/6 protected": Way("full", 1 / 6, (10, 100, 1000, 10000)),
-    "full, nothing protected": Way("full", 0.0, (10, 100, 1000, 10000)),
+    "full, 1/6 protected": Way("full", 1 / 6, (10, 100, 1000, 10000, 100000)),
+    "full, nothing protected": Way("full", 0.0, (10, 100, 1000, 10000, 100000)),
 }
-"""Those of lesson 06. `row` is walked; of `full` ten thousand steps cost no more than ten."""
+"""Those of lesson 06. `row` is walked; of `full` a hundred thousand steps cost no more than ten."""
 
 
 def spectrum(quadratic: Full) -> tuple[Tensor, Tensor]:
@@ -243,7 +243,7 @@ def draw_steps(measured: StepSweep) -> Drawing:
             place.set_xscale("symlog", linthresh=every[1], linscale=0.5)
             place.set_xlim(-0.4 * every[1], 2 * every[-1])
             place.xaxis.set_major_locator(FixedLocator([0, *_powers(every[1], every[-1])]))
-            place.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
+            place.xaxis.set_major_formatter(lambda step, _: _short(step))
             place.xaxis.set_minor_locator(NullLocator())
             for i, (way, line) in enumerate(values.items()):
                 counts = measured.steps[way]
@@ -268,10 +268,15 @@ def draw_steps(measured: StepSweep) -> Drawing:
         return Drawing(drawn, _words(measured), _numbers(measured))
 
 
+def _short(step: float) -> str:
+    """ "0", "10", "10³": a power of ten where all its zeros would run into the next."""
+    digits = len(str(round(step))) - 1
+    return f"{step:.0f}" if step < 100 else "10" + str(digits).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
 def _powers(least: int, most: int) -> list[int]:
     """Powers of ten from the first at or above one number to another."""
-    found = [10**n for n in range(len(str(most))) if least <= 10**n <= most]
-    return found or [most]
+    return [10**n for n in range(len(str(most))) if least <= 10**n <= most]
 
 
 def _words(measured: StepSweep) -> str:
