@@ -425,7 +425,7 @@ def draw_pairs(measured: PairCosts, *, measure: str = "conflict") -> Drawing:
         f"{how.title}, over all weights. Most alike: {alike}. Least alike: {apart}. Rank correlation with the gap over "
         f"{len(values)} pairs: {_shown(measured.correlation(measure), 2)}.",
         {
-            "rank correlation with the gap": measured.correlation(measure),
+            "rank correlation with the gap (−1 to 1)": measured.correlation(measure),
             "gap of the pair most alike (nats)": measured.gaps[ends[0]],
             "gap of the pair least alike (nats)": measured.gaps[ends[1]],
         },

@@ -258,7 +258,7 @@ def draw_tradeoff(measured: Sweep) -> Drawing:
             else "All tasks want the same; "
         )
         + f"the mean gap is smallest at {measured.common:.3g}.",
-        {f"λ of {measured.titles[task]}": value for task, value in own.items()},
+        {f"{measured.titles[task]} (its λ)": value for task, value in own.items()},
     )
 
 

@@ -281,7 +281,7 @@ def test_every_pair_is_a_point_and_the_ends_are_ringed_and_named() -> None:
     for place, word in zip(ends, ("Most alike", "Least alike"), strict=True):
         said = f"{one.measures['conflict'][place]:.0f} %; gap {one.gaps[place]:.2f} nats, {one.lost[place]:.1f} points"
         assert f"{word}: {one.name(place)} ({said} of accuracy lost)" in drawing.words
-    assert drawing.numbers["rank correlation with the gap"] == one.correlation("conflict")
+    assert drawing.numbers["rank correlation with the gap (−1 to 1)"] == one.correlation("conflict")
 
 
 def test_pairs_by_a_measure_that_there_is_not() -> None:

@@ -173,7 +173,7 @@ def test_the_words_of_a_trade_off_are_its_numbers() -> None:
         f"They reach from 0.1 ({TITLES[NAMES[0]]}) to 0.3 ({TITLES[NAMES[3]]}); the mean gap is smallest at 0.2."
         in (drawing.words)
     )
-    assert drawing.numbers == {f"λ of {TITLES[name]}": value for name, value in swept().own.items()}
+    assert drawing.numbers == {f"{TITLES[name]} (its λ)": value for name, value in swept().own.items()}
     agreed = replace(swept(), gaps=dict.fromkeys(NAMES, (0.3, 0.2, 0.1, 0.2, 0.3, 0.4)))
     drawing = draw_tradeoff(agreed)
     assert "All tasks want the same; the mean gap is smallest at 0.125." in drawing.words
