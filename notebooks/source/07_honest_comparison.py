@@ -181,7 +181,8 @@ Table(
 #   the weight that answers these inputs as the experts do.
 # * **AdaMerging** learns a $\lambda$ for each task and layer on unlabelled training images, so that the merged
 #   network becomes sure of its answers.
-# * **Joint training** fine-tunes the base on all tasks at once, with all their labels: no merge at all.
+# * **Joint training** fine-tunes the base on all tasks at once, with all their labels, as the mild experts were
+#   fine-tuned: no merge at all.
 #
 # > **Predict before you run.** For the mild experts and for the hot ones: which of the methods without data will be
 # > first, and on which side of the plain average will *the paper* stand? And how far below joint training is the best
@@ -236,10 +237,13 @@ def merges(regime, seed):
     made["AdaMerging"] = timed(
         "AdaMerging", lambda: adamerging(pool, steps=profile.adapt_steps, progress=False)
     )
-    made["joint training"] = joint(pool, replace(pool.recipe, steps=profile.joint_steps))
+    made["joint training"] = jointly[seed]
     return made
 
 
+# Base, heads and data are the same in both regimes, so one joint network per seed serves both.
+recipe = replace(pools["mild"][SEED].recipe, steps=profile.joint_steps)
+jointly = {seed: joint(pool, recipe) for seed, pool in pools["mild"].items()}
 merged = {regime: {seed: merges(regime, seed) for seed in SEEDS} for regime in REGIMES}
 
 # %%
@@ -260,7 +264,7 @@ results = {
 
 # %% [markdown]
 # Now look. The panel has a list for the regime, one for the seed and one for the task. First go through the seeds and
-# watch the order of the methods; then through the tasks.
+# watch the order of the methods; then through the tasks. (Without a running kernel: the mild experts with two seeds.)
 
 # %%
 from apgd_teach.figures import Slider, draw_methods, panel
@@ -276,7 +280,7 @@ def draw(regime, seed, task):
 panel(
     draw,
     title="All methods on one pool",
-    static=[{"regime": regime, "seed": seed} for regime in REGIMES for seed in SEEDS[:2]],
+    static=[{"regime": "mild", "seed": seed} for seed in SEEDS[:2]],
     regime=Slider("experts", list(REGIMES)),
     seed=Slider("seed", SEEDS),
     task=Slider("task", list(named)),
@@ -427,10 +431,25 @@ Table(
     caption="Points of mean accuracy, with 95 % intervals",
 )
 
+# %%
+pair = [[one.average(label) for one in results["mild"].values()] for label in ("apgd", "average")]
+unpaired = t * (stdev(pair[0]) ** 2 + stdev(pair[1]) ** 2) ** 0.5 / len(SEEDS) ** 0.5
+sure = sum(
+    one.against("apgd", "average").verdict != "no difference seen"
+    for one in results["mild"].values()
+)
+say(
+    f"`apgd` minus *average*, mild: at {sure} of {len(SEEDS)} seeds the interval over images excludes zero; the one "
+    f"over seeds says {against('mild', 'apgd', 'average')} ({against('mild', 'apgd', 'average').verdict}). Had the two "
+    f"methods been tried on different seeds, the same accuracies would leave ± {unpaired:.1f} in place of "
+    f"± {against('mild', 'apgd', 'average').margin:.1f}: that is what pairing is worth here."
+)
+
 # %% [markdown]
 # Compare the columns of the seeds with each other. Where they differ by more than their own intervals allow, that is
-# no contradiction: the first kind of interval speaks of these nine or so networks only. It is the right one for "is
-# the network that I hold better than the other one?", and the wrong one for "is the method better?".
+# no contradiction: the first kind of interval speaks of the networks of that seed only. It is the right one for "is
+# the network that I hold better than the other one?", and the wrong one for "is the method better?". And three
+# numbers are few: at $t/\sqrt n = 4.30/1.73$ the interval reaches two and a half standard deviations to either side.
 #
 # ## Which method wins here
 #
@@ -502,11 +521,26 @@ for regime in REGIMES:
 # seed. Where fine-tuning gained two points, one point of accuracy is half of everything; and a merge that lost ten
 # points has "recovered" minus five hundred per cent. Means of such fractions are decided by the seed with the
 # smallest gain. Use it to say how far a good merge has come, and points to say how far apart two methods are.
-#
+
+# %%
+worth = {
+    regime: sorted(100 / gains[regime, seed] for seed in SEEDS if gains[regime, seed] > 0)
+    for regime in REGIMES
+}
+say(
+    "; ".join(
+        f"with the {regime} experts one point of accuracy is {one[0]:.0f} to {one[-1]:.0f} % of the gain, depending on "
+        "the seed"
+        for regime, one in worth.items()
+    ).capitalize()
+    + "."
+)
+
+# %% [markdown]
 # ### Against the best of the others
 #
-# The average is an easy opponent. The harder one is the best of all other methods without data; but whoever picks it
-# by the table above has let test images choose. So it is picked on validation images of the first seed.
+# The average need not be the hardest opponent. That is the best of all other methods without data; but whoever picks
+# it by the table above has let test images choose. So it is picked on validation images of the first seed.
 
 # %%
 strongest = {}
@@ -545,9 +579,7 @@ Table(
 from apgd_teach.experts import joint_network
 
 how_long["joint training"] = [
-    joint_network(pool, replace(pool.recipe, steps=profile.joint_steps)).card["seconds"]
-    for by_seed in pools.values()
-    for pool in by_seed.values()
+    joint_network(pool, recipe).card["seconds"] for pool in pools["mild"].values()
 ]
 LOOKED_AT = {
     "RegMean": f"{256 * T:,} unlabelled",
@@ -555,6 +587,7 @@ LOOKED_AT = {
     "joint training": f"{128 * profile.joint_steps:,} labelled, drawn from the training images",
 }
 STEPS = {"AdaMerging": profile.adapt_steps, "joint training": profile.joint_steps}
+once = sum(card["seconds"] for name, card in pools["mild"][SEED].cards.items() if name != "base")
 Table(
     ("method", "seconds", "memory, MB more", "images looked at", "steps of training"),
     [
@@ -571,13 +604,13 @@ Table(
     caption=f"What a merge of {T} experts costs on this machine",
     note="Seconds: the mean over all pools. Memory: the most by which this process grew during one call, sampled every "
     "5 ms; memory that was kept from an earlier call is not counted, so small numbers mean little. Searching λ costs "
-    "one merge and one look at the validation images for each value tried.",
+    "one merge and one look at the validation images for each value tried. Training the experts of one pool, which "
+    f"comes before any merge, took {once:.0f} s.",
 )
 
 # %% [markdown]
 # In use they cost the same: whatever the method, the result has as many parameters as the base and computes as much
-# per image, where keeping all experts takes as many networks as there are tasks. And the time to merge is not the
-# time to get there: the experts had to be trained by somebody.
+# per image, where keeping all experts takes as many networks as there are tasks.
 
 # %%
 size = {
@@ -585,24 +618,20 @@ size = {
     for label, made in merged["mild"][SEED].items()
 }
 one = sum(tensor.numel() for tensor in pools["mild"][SEED].base.values())
-training = [
-    card["seconds"]
-    for by_seed in pools.values()
-    for pool in by_seed.values()
-    for name, card in pool.cards.items()
-    if name != "base"
-]
 say(
-    f"One network has {one:,} parameters. Keeping the {T} experts beside each other takes {T * one:,}; every merge "
-    f"here has {one:,}.",
+    f"Joint training took {profile.joint_steps:,} steps, "
+    f"{100 * profile.joint_steps / (T * profile.expert_steps):.0f} % of what the {T} experts of a pool took together; "
+    f"the rest was left out to save time. One network has {one:,} parameters. "
+    f"Keeping the {T} experts beside each other takes {T * one:,}; every merge here has {one:,}.",
     holds={"every merge is as large as the base": set(size.values()) == {one}},
 )
 
 # %% [markdown]
 # ## What each piece is worth
 #
-# A method that is made of several pieces should be taken apart. The paper's variant has six that can be removed or
-# exchanged, one at a time, with everything else left as it is:
+# A method that is made of several pieces should be taken apart. Of `apgd` the table has a relative: WUDI is what
+# remains without its flattening and its early stopping, at $p = 2$. The paper's variant has six pieces that can be
+# removed or exchanged, one at a time, with everything else left as it is:
 #
 # * **without $\Delta$**: $M = \sum_i \lambda_i \tau_i$, trimmed: task-aware coefficients alone;
 # * **without projection**: nothing is protected, $\Delta$ may move anywhere;
@@ -627,6 +656,7 @@ from apgd_teach.merging import shared_basis
 from apgd_teach.merging.coefficients import task_aware
 from apgd_teach.merging.exact import conjugate_gradients, minimise
 from apgd_teach.merging.objective import objective
+from apgd_teach.merging.statedict import relative_norm
 from apgd_teach.merging.threshold import mask, trimmed
 
 
@@ -680,11 +710,13 @@ PIECES = {
     "longer λ": replace(PAPER, coefficient=0.3),
     "without trim": replace(PAPER, trim=1.0),
 }
-apart = {}
+apart, steps = {}, {}
 for regime, by_seed in pools.items():
     for seed, pool in by_seed.items():
         made = {label: merge(pool.base, pool.experts, one) for label, one in PIECES.items()}
         made["the paper"] = merged[regime][seed]["the paper"]
+        for label, one in made.items():
+            steps[regime, seed, label] = 100 * relative_norm(pool.base, one.state_dict)
         apart[regime, seed] = compare(pool, made, images=profile.sweep_images)
 
 
@@ -699,7 +731,7 @@ def effect(regime, piece):
 Table(
     (
         "the paper's variant",
-        *(f"{regime}, {what}" for regime in REGIMES for what in ("%", "points", "verdict")),
+        *(f"{one}: {what}" for one in REGIMES for what in ("mean %", "step %", "points")),
     ),
     [
         (
@@ -709,15 +741,18 @@ Table(
                 for regime in REGIMES
                 for cell in (
                     mean(apart[regime, seed].average(piece) for seed in SEEDS),
-                    "–" if piece == "the paper" else str(effect(regime, piece)),
-                    "–" if piece == "the paper" else effect(regime, piece).verdict,
+                    mean(steps[regime, seed, piece] for seed in SEEDS),
+                    "–"
+                    if piece == "the paper"
+                    else f"{effect(regime, piece)}, {effect(regime, piece).verdict}",
                 )
             ),
         )
         for piece in ("the paper", *PIECES)
     ],
     caption="One piece at a time",
-    note="Mean accuracy (%) over tasks and seeds; points: against the whole variant, paired by seed, 95 % over seeds.",
+    note="Mean accuracy over tasks and seeds; step: ‖M‖/‖θ₀‖, the mean over seeds; points: against the whole variant, "
+    "paired by seed, 95 % over seeds.",
 )
 
 # %% [markdown]
@@ -760,6 +795,12 @@ for sigma in SIGMAS:
     }
 
 
+def listed(labels):
+    """ "a, b and c", or "none"."""
+    *most, last = labels or ["none"]
+    return f"{', '.join(most)} and {last}" if most else last
+
+
 def lost(label, sigma):
     """Points lost to noise, seed by seed."""
     return [shaken[0.0][seed].average(label) - shaken[sigma][seed].average(label) for seed in SEEDS]
@@ -788,13 +829,25 @@ Table(
     "distortions (lesson 01).",
 )
 
+# %%
+beside = {
+    label: Difference(*interval(lost(label, SIGMAS[-1]), lost("base", SIGMAS[-1])))
+    for label in (*WATCHED, "experts")
+}
+lose = {
+    verdict: listed([label for label, one in beside.items() if one.verdict == verdict])
+    for verdict in ("better", "worse")
+}
+say(
+    f"At σ = {SIGMAS[-1]:g}, and by the intervals over seeds, these lose more than the base does: {lose['better']}; "
+    f"these lose less: {lose['worse']}. Of the others it cannot be said."
+)
+
 # %% [markdown]
 # ## What this run showed
 
 # %%
-from apgd_teach.merging.statedict import relative_norm
-
-HOW = {"better": "ahead of", "worse": "behind", "no difference seen": "not told from"}
+HOW = {"better": "ahead of", "worse": "behind", "no difference seen": "not told apart from"}
 
 
 def means(regime):
@@ -811,12 +864,6 @@ def share_words(regime, label):
     return f"{100 * share:.0f} ± {100 * half:.0f} %".replace("-", "−")
 
 
-def listed(labels):
-    """ "a, b and c", or "none"."""
-    *most, last = labels or ["none"]
-    return f"{', '.join(most)} and {last}" if most else last
-
-
 def told(regime):
     """What the seeds say about one regime."""
     order = list(means(regime))
@@ -829,6 +876,8 @@ def told(regime):
         for verdict in ("better", "worse", "no difference seen")
     }
     ahead = against(regime, first, second)
+    base = mean(one.average("base") for one in results[regime].values())
+    over = sum(accuracy > base for accuracy in means(regime).values())
     reference = max(
         ("RegMean", "AdaMerging", "joint training"),
         key=lambda label: mean(one.average(label) for one in results[regime].values()),
@@ -838,10 +887,22 @@ def told(regime):
         f"**The {regime} experts** gained {min(gained):.1f} to {max(gained):.1f} points over their base. Of the "
         f"methods without data {first} has the highest mean, {means(regime)[first]:.1f} %, and recovered "
         f"{share_words(regime, first)}; against the second, {second}, that is {ahead} points "
-        f"({ahead.verdict}). Better than the average, by the interval over seeds: {by['better']}. "
+        f"({ahead.verdict}). Of all {len(METHODS)}, {over} have a mean above the base's. "
+        f"Better than the average, by the interval over seeds: {by['better']}. "
         f"Worse: {by['worse']}. No difference seen: {by['no difference seen']}. The best reference with data, "
         f"{reference}, is {against(regime, reference, first)} points against {first}."
     )
+
+
+def signs(regime):
+    """Which methods were above the average at every seed, and which below."""
+    found = {1: [], -1: []}
+    for label in METHODS:
+        each = [one.average(label) - one.average("average") for one in results[regime].values()]
+        for side, labels in found.items():
+            if all(side * difference > 0 for difference in each):
+                labels.append(label)
+    return f"with the {regime} experts, above: {listed(found[1])}; below: {listed(found[-1])}"
 
 
 def about(label):
@@ -860,6 +921,19 @@ def about(label):
             f"{HOW[to_base.verdict]} the base ({to_base})"
         )
     return "; ".join(parts)
+
+
+def pieces():
+    """Which pieces can be seen to matter."""
+    found = [
+        f"*{piece}* it is {difference.verdict} with the {regime} experts ({difference} points)"
+        for piece in PIECES
+        for regime in REGIMES
+        for difference in (effect(regime, piece),)
+        if difference.verdict != "no difference seen"
+    ]
+    rest = 2 * len(PIECES) - len(found)
+    return f"{'; '.join(found) or 'No piece is seen to matter'}. In the other {rest} cases no difference is seen."
 
 
 def step(regime, label):
@@ -886,11 +960,19 @@ say(
     f"{step('mild', 'average'):.0f} % and {step('hot', 'average'):.0f} % and that of `apgd` "
     f"{step('mild', 'apgd'):.0f} % and {step('hot', 'apgd'):.0f} %."
     f"\n\n**The published code**: {about('the published code')}. Its step is "
-    f"{step('mild', 'the published code'):.1f} % and {step('hot', 'the published code'):.1f} %: its constants do not "
-    "grow with the task vectors."
-    f"\n\n**What {len(SEEDS)} seeds can see.** Half of the {asked} intervals against the average are wider than "
+    f"{step('mild', 'the published code'):.1f} % and {step('hot', 'the published code'):.1f} %: its "
+    f"$\\lambda_i = 0.07 / \\lVert \\tau_i \\rVert$ shrink where task vectors are long"
+    + (
+        ", so that with the hot experts it stays near the base, and what it does not do cannot harm."
+        if step("hot", "the published code") < step("hot", "average")
+        else "."
+    )
+    + f"\n\n**What {len(SEEDS)} seeds can see.** Half of the {asked} intervals against the average are wider than "
     f"± {middle['mild']:.1f} points (mild) or ± {middle['hot']:.1f} points (hot): smaller differences were out of "
-    f"reach. And of {asked} such intervals about {asked / 20:.0f} would miss the truth if all went well.",
+    f"reach. And of {asked} such intervals about {asked / 20:.0f} would miss the truth if all went well. On the same "
+    f"side of the average at every seed were, {signs('mild')}; {signs('hot')}. (By chance alone, "
+    f"{len(SEEDS)} signs agree once in {2 ** (len(SEEDS) - 1)} times.)"
+    f"\n\n**The pieces of the paper's variant.** {pieces()}",
     holds={
         "the experts are better than their base in every pool": min(gains.values()) > 0,
         "no method in the class without data used any": all(
@@ -909,12 +991,13 @@ say(
 )
 
 # %% [markdown]
-# **How a method can lose that made its own surrogate small.** Three reasons, each of which an earlier lesson
-# measured. The estimate that it minimises is first-order, and holds close to the base only; a long step leaves that
-# region (lesson 04). Granularity `row` asks for one number per output unit, and many different $M$ give that number
-# (lesson 06). And the trim comes after the fit: what is merged is not the $M$ that was solved for (lesson 06 measured
-# the leak). Compare the steps above, and the rows *without trim* and *longer $\lambda$* of the pieces: a method that
-# is stable where task vectors are short need not be where they are long.
+# **How a method can lose that made its own surrogate small.** The surrogate is a first-order estimate, made at the
+# base, and a long step leaves the region where it says anything (lesson 04). Granularity `row` asks for one number
+# per output unit; many different $M$ give that number, and nothing in it keeps $M$ short (lesson 06). Compare the
+# steps above with the average's, and in the table of the pieces the step with the accuracy: the trim comes after the
+# fit and breaks the constraint, but it also shortens the step. In the paper's networks, whose task vectors are far
+# shorter beside their base, the estimate has an easier life. That is a reason to expect other results there, and no
+# measurement.
 #
 # **What three seeds can say.** A difference that is large and has the same sign at every seed. **What they cannot
 # say**: that two methods are equal; which of two close ones is first; or anything about a quantity that is decided by
@@ -948,7 +1031,8 @@ say(
 #    intervals, and how much of that is $\sqrt n$, how much $t$?
 # 2. Give the paper's variant the search that task arithmetic had: `replace(PAPER, coefficient=…)` over `GRID`, on
 #    validation images of the first seed. What does the ledger have to say about the new row?
-# 3. Experts by another optimiser: `optimizer="adamw"` in `pool_of`. Predict first which methods gain and which lose.
+# 3. Experts by another optimiser: put `optimizer="adamw"` into the call of `make_pool`, in `pool_of`. Predict first
+#    which methods gain and which lose.
 # 4. Report dishonestly: find the seed, the regime and the task on which the method that you like least looks best,
 #    and write the sentence. Which rule of the first section does it break?
 #
