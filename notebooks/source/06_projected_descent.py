@@ -519,7 +519,7 @@ say(
 #
 # Below is $R$ of one task in `conv2.weight`, at $S$ and at the exact solution of each granularity: with nothing
 # protected, where descent may go anywhere, and with the paper's sixth. Bright is far from zero; a point is the mean
-# of $|R|$ over two by two entries.
+# of $|R|$ over two by two entries, and each choice has a scale of its own.
 #
 # > **Predict before you run.** `row` brings the diagonal to zero. What happens to the rest of $R$ meanwhile? And what
 # > does it cost to leave a sixth of the directions alone?
