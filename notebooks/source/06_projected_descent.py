@@ -401,7 +401,7 @@ say(
 )
 
 # %% [markdown]
-# ## Is it heading for the right place?
+# ## Is it heading for the right place? · in depth
 #
 # On real tasks nobody knows the best merge. In the **laboratory** of lesson 04 one does: tasks are linear
 # regressions, their losses parabolas with known covariances, and the best $M$ with $P(M - S) = 0$ has a closed form,
@@ -578,7 +578,7 @@ say(
 # every $\tau_j$ lies there, and there $M$ must stay $S$. What a surrogate still wants has to be made up for in the
 # other directions, where the tasks have less to say.
 #
-# ### The exact answer of `full`
+# ### The exact answer of `full` · in depth
 #
 # Descent is one way to the minimum. `full` has another: a formula. With $w_j = 1/\lVert\tau_j\rVert^2$ its surrogate
 # is $\frac{1}{2}\sum_j w_j \lVert(M - \tau_j)\tau_j^\top\rVert^2$, and its gradient, line by line,
@@ -628,7 +628,7 @@ say(
 # $t = 3$, which is descent for a while, without a loop.
 
 # %% [markdown]
-# ## How many steps: a lower surrogate is not always a better network
+# ## How many steps? A lower surrogate is not always a better network · in depth
 #
 # Now all layers at once. The same projected descent in every weight matrix (biases are averaged), the same number of
 # steps everywhere, and the whole network is scored on validation images: the gap itself, of which the surrogate is to
@@ -843,7 +843,7 @@ say(
 )
 
 # %% [markdown]
-# ## What it costs
+# ## What it costs · in depth
 #
 # To whoever runs the merged network: nothing that the base did not cost. Same tensors, same shapes, no head more. To
 # whoever merges: one solution per layer, once.
