@@ -398,9 +398,8 @@ def draw_along(measured: Along, *, share: float, task: str = "all") -> Drawing:
         near = [0.0, *gap, *lines["first-order line"][1]]
         room = max(near) - min(near) or 1.0
         every = [*near, *lines["parabola"][1]]
-        axes.set_ylim(
-            max(min(every), min(near) - 0.6 * room) - 0.05 * room, min(max(every), max(near) + 0.6 * room) + 0.05 * room
-        )
+        low, high = max(min(every), min(near) - room), min(max(every), max(near) + room)
+        axes.set_ylim(low - 0.06 * (high - low or 1.0), high + 0.06 * (high - low or 1.0))
         axes.set_xlabel(f"share of the way from the base (0) to {measured.end} (1)")
         axes.set_ylabel(f"gap ({measured.unit})")
         axes.set_title(f"The gap on the way: {where}")
