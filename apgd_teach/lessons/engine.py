@@ -334,7 +334,7 @@ def _shown(value: object) -> str:
         shape = " × ".join(map(str, value.shape))
         if value.numel() == 1:
             return f"{float(value):.4g}"
-        first = ", ".join(f"{one:.4g}" for one in value.detach().flatten()[:4].tolist())
+        first = ", ".join(f"{one + 0.0:.4g}" for one in value.detach().flatten()[:4].tolist())
         return f"a tensor {shape} that begins {first}"
     return f"{value:.4g}" if isinstance(value, float) else repr(value)
 

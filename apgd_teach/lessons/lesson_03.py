@@ -116,8 +116,8 @@ COEFFICIENTS = Problem(
 )
 
 
-def _kept(task_vector: Tensor, share: float, by: Tensor, largest: bool = True) -> Tensor:
-    count = round(share * task_vector.numel())
+def _kept(task_vector: Tensor, share: float, by: Tensor, largest: bool = True, count: int | None = None) -> Tensor:
+    count = round(share * task_vector.numel()) if count is None else count
     places = by.flatten().topk(count, largest=largest).indices
     mask = torch.zeros(task_vector.numel(), dtype=torch.bool)
     mask[places] = True
@@ -162,12 +162,20 @@ TRIM = Problem(
             "the right entries are kept, without their signs.",
         ),
         Wrong(
+            lambda task_vector, share: _kept(
+                task_vector, share, task_vector.abs(), count=int(share * task_vector.numel())
+            ),
+            "one entry too few is kept where the share is 0.29 of 100: on a computer 0.29 · 100 is a little less than "
+            "29, and `int` cuts off. Take `round`.",
+        ),
+        Wrong(
             lambda task_vector, share: (_kept(task_vector, share, task_vector.abs()) != 0).float(),
             "this is the mask. What is asked for are the entries themselves, and zeros between them.",
         ),
     ],
     hints=[
-        "How large must an entry be to be kept? Look at the magnitudes alone.",
+        "How many entries are kept: `round(share * task_vector.numel())`. How large must one be? Look at the "
+        "magnitudes alone.",
         "`x.flatten().topk(k).values` are the k largest numbers of a tensor.",
         "The least magnitude that is kept is `task_vector.abs().flatten().topk(count).values.min()`.",
     ],
