@@ -479,6 +479,7 @@ Table(
 
 # %%
 correlation, chance = pairs.correlation("conflict"), pairs.by_chance("conflict")
+rank = 1 + sum(one > reach[dear] for one in reach)
 say(
     f"Over the {len(pairs.pairs)} pairs the rank correlation of opposite signs with the gap is **{correlation:.2f}** "
     f"(1: the more signs are opposite, the larger the gap; 0: the one says nothing of the other). If the tasks' names "
@@ -494,11 +495,15 @@ say(
     + (
         ""
         if dear == hard
-        else f"\n\nBut the dearest pair of all is another one: *{pairs.name(dear)}*, with only "
-        f"{pairs.measures['conflict'][dear]:.0f} % of opposite signs, {pairs.gaps[dear]:.2f} nats and "
-        f"{pairs.lost[dear]:.1f} points. What signs do not know is how *long* the steps are: of the {len(reach)} pairs "
-        f"this one is number {1 + sum(one > reach[dear] for one in reach)} by length. Two tasks that agree on many "
-        "directions can still need different ends, and half of each of two long steps is far from both."
+        else f"\n\nBut the dearest pair of all is another one: *{pairs.name(dear)}*, with "
+        f"{pairs.measures['conflict'][dear]:.0f} % of opposite signs (the pair with the most has "
+        f"{pairs.measures['conflict'][hard]:.0f} %), {pairs.gaps[dear]:.2f} nats and {pairs.lost[dear]:.1f} points. "
+        + (
+            f"What signs do not know is how *long* the steps are: by mean length this pair is number {rank} of "
+            f"{len(reach)}. Half of each of two long steps can be far from both ends."
+            if rank <= len(reach) // 4
+            else "Neither the signs nor the length of the steps say why: the losses would have to be asked."
+        )
     ),
     facts={"03.pairs.correlation": correlation},
 )
