@@ -61,7 +61,7 @@ class Wrong:
     message: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Problem:
     """An exercise.
 
@@ -141,6 +141,9 @@ class Problem:
 
     def __str__(self) -> str:
         return f"Exercise {self.name}. {self.question}"
+
+    # Not the dataclass's, which would hold the solution.
+    __repr__ = __str__
 
     # Judging
 

@@ -312,7 +312,7 @@ def ask(name):
 
 trades = {name: ask(name) for name in pools}
 Table(
-    ("experts", "task", "its λ", "the other's λ", "gap at its own λ less that at the other's"),
+    ("experts", "task", "its λ", "the other's λ", "gap at its own λ minus gap at the other's"),
     [
         (name, titles[task], f"{here:g}", f"{there:g}", f"{signed(less)} ± {margin:.3f}")
         for name, found in trades.items()
@@ -364,7 +364,7 @@ Table(
 # settings were chosen by. In practice: where every task has users who would leave, choose by the worst task; where
 # only the sum counts, by the mean; and where one task must not lose anything, leave its expert out of the merge.
 #
-# ### A trap beside λ
+# ### A trap beside λ · in depth
 #
 # λ in `merge` is for weights. A bias is a vector: it has no singular directions, and most methods leave it alone. So
 # something else has to be decided for it: the library averages biases, or keeps the base's where a policy says so. Here
@@ -433,12 +433,13 @@ panel(
 # Two pairs can have the same overlap and opposite meanings: two tasks that write into the same directions with the
 # same signs help each other, with opposite signs they undo each other. And two that share nothing do not meet at all.
 #
-# ### Does that say what a merge costs?
+# ### Does that say what a merge costs? · in depth
 #
 # All measures above are read off the weights. Whether they predict anything is a question for test images: take every
 # two of the experts, average just these two, and measure the gap that each of the two tasks is left with.
 #
-# > **Predict before you run.** Look at the map above and name the pair that will be cheapest to merge, and the dearest.
+# > **Predict before you run.** Look at the map above, in several of its layers (the test below takes all weights
+# > together), and name the pair that will be cheapest to merge, and the dearest.
 
 # %%
 from apgd_teach.figures import draw_pairs, measure_pairs
@@ -478,7 +479,10 @@ Table(
 )
 
 # %%
+from apgd_teach.figures import spearman
+
 correlation, chance = pairs.correlation("conflict"), pairs.by_chance("conflict")
+by_length = spearman(reach, list(pairs.gaps))
 rank = 1 + sum(one > reach[dear] for one in reach)
 say(
     f"Over the {len(pairs.pairs)} pairs the rank correlation of opposite signs with the gap is **{correlation:.2f}** "
@@ -489,6 +493,8 @@ say(
         if chance < 5 and correlation > 0
         else "in this run the signs alone do not tell what a pair costs."
     )
+    + f" A plainer measure beside it, the mean length ‖τ‖ of the two, has {by_length:.2f}: the signs "
+    + ("say more than that." if correlation > by_length else "say no more than that.")
     + f" The pair with the most opposite signs, *{pairs.name(hard)}*, costs {pairs.gaps[hard]:.2f} nats and "
     f"{pairs.lost[hard]:.1f} points of accuracy; the one with the fewest, *{pairs.name(easy)}*, {pairs.gaps[easy]:.2f} "
     f"nats and {pairs.lost[easy]:.1f} points."
@@ -711,7 +717,7 @@ Table(
 )
 
 # %% [markdown]
-# ### Drop at random: DARE
+# ### Drop at random: DARE · in depth
 #
 # **DARE** drops each entry with probability $p$ and divides what is left by $1 - p$. With $m$ an entry's coin, 1 with
 # probability $1 - p$ and else 0, what becomes of one entry $\tau$ is $\tilde\tau = m\tau/(1-p)$. Its mean is
@@ -747,7 +753,7 @@ say(
 )
 
 # %% [markdown]
-# ### Make directions orthogonal: TSV-M
+# ### Make directions orthogonal: TSV-M · in depth
 #
 # **TSV-M** looks at singular directions. Write $\tau_i = U_i S_i V_i^\top$ and keep the first $k = \lfloor r/T \rfloor$
 # triples of each task, $r$ being the smaller side of the layer's matrix: then all tasks together have at most $r$ of
@@ -829,7 +835,8 @@ say(
 # What each method keeps of a task vector before it scales anything: of its entries, of its energy
 # $\lVert\tau\rVert^2$, and of the singular directions of each layer. And what that gives. Each method may choose its λ
 # on validation images from a list (by mean accuracy), so that none is judged at a scale that does not suit it; the
-# average has nothing to choose. Biases are averaged for all of them.
+# average has nothing to choose. Biases stay the base's for all of them but the average, so that a small $\lambda$ is a
+# small step and nothing else (the trap above).
 #
 # > **Predict before you run.** Which of them will have the best worst task among the hot experts? Is it the one that
 # > throws away least?
@@ -838,26 +845,24 @@ say(
 from dataclasses import replace
 
 GRIDS = {
-    "task arithmetic": ("task_arithmetic", [0.05, 0.1, 0.2]),
-    "task-aware λ": ("task_aware", [0.05, 0.1, 0.2]),
-    "TIES": ("ties", [0.25, 0.5, 1]),
-    "DARE": ("dare", [0.05, 0.1, 0.2]),
-    "TSV-M": ("tsv_m", [0.25, 0.5, 1]),
+    "task arithmetic": ("task_arithmetic", [0.0125, 0.025, 0.05, 0.1, 0.2]),
+    "task-aware λ": ("task_aware", [0.0125, 0.025, 0.05, 0.1, 0.2]),
+    "TIES": ("ties", [0.0625, 0.125, 0.25, 0.5, 1]),
+    "DARE": ("dare", [0.0125, 0.025, 0.05, 0.1, 0.2]),
+    "TSV-M": ("tsv_m", [0.0625, 0.125, 0.25, 0.5, 1]),
 }
 
 
 def scaled(merged, factor):
-    """The same merge with another λ: M is λ times something that does not depend on λ. Biases stay averaged."""
+    """The same merge with another λ: M is λ times something that does not depend on λ."""
     base = hot.base  # both pools have the same base
-    return {
-        key: base[key] + factor * (one - base[key]) if key in weights else one
-        for key, one in merged.state_dict.items()
-    }
+    return {key: base[key] + factor * (one - base[key]) for key, one in merged.state_dict.items()}
 
 
 def best_scale(name, method, grid):
     """A method's network at the λ of a list with the highest mean accuracy on validation images, and that λ."""
-    one = merge(pools[name].base, pools[name].experts, method, coefficient=grid[0])
+    pool, keep = pools[name], {"*.bias": "keep"}
+    one = merge(pool.base, pool.experts, method, coefficient=grid[0], policy=keep)
     networks = {coefficient: scaled(one, coefficient / grid[0]) for coefficient in grid}
     means = {
         coefficient: sum(score.accuracy for score in validation[name].scores(state).values()) / T
@@ -998,7 +1003,8 @@ say(
 
 # %% [markdown]
 # Compare the columns. TIES keeps a small share of the entries and most of the energy; the average keeps all of both,
-# and loses among the hot experts all the same. What gets lost in a merge is not only what is thrown away beforehand, it
+# and loses among the hot experts all the same. A λ at the small end of its list means that the best of such a method
+# is to take hardly any step. What gets lost in a merge is not only what is thrown away beforehand, it
 # is what the tasks do to each other in the sum. And none of these methods asks how large the *gap* becomes that it
 # leaves: lessons 04 to 06 build one that starts from that question.
 #

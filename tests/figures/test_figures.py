@@ -429,9 +429,9 @@ def test_the_networks_of_a_plane_stand_at_their_places() -> None:
     marks = [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in axes.lines]
     assert marks == [(0, 0), (2, 0), (0.8, 0.9)]
     assert [note.get_text() for note in axes.texts if note.get_text()[0].isalpha()] == [
-        "base",
-        "its expert",
-        "average of eight",
+        "base\n0.20",
+        "its expert\n1.20",
+        "average of eight\n2.20",
     ]
 
 

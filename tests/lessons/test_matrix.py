@@ -66,6 +66,7 @@ def test_the_question_asks_for_the_function_of_the_stub_and_the_solution_can_be_
     assert f"`{one.function}(" in one.question
     assert one.code.strip() in one.solution().text
     assert one.question in one._repr_markdown_()
+    assert repr(one) == f"Exercise {one.name}. {one.question}"
 
 
 @every
