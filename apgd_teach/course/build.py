@@ -469,13 +469,13 @@ def build_notebooks(
     return problems
 
 
-_HEADER = re.compile(r'header\("(\d\d)"\)')
+_HEADER = re.compile(r'^header\("(\d\d)"\)$', re.MULTILINE)
 
 
 def header_shown(ipynb: Path) -> str:
     """The minutes that a built notebook shows, "" where it shows none."""
     for cell in read_notebook(ipynb).cells:
-        if cell.cell_type == "code" and _HEADER.fullmatch(cell.source.strip()):
+        if cell.cell_type == "code" and _HEADER.search(cell.source):
             return "".join(output.get("data", {}).get("text/markdown", "") for output in cell.outputs)
     return ""
 
@@ -483,7 +483,7 @@ def header_shown(ipynb: Path) -> str:
 def _show_header(notebook: NotebookNode) -> None:
     """The minutes as they are known now: how long a notebook takes is known only when it has run."""
     for cell in notebook.cells:
-        number = _HEADER.fullmatch(cell.source.strip()) if cell.cell_type == "code" else None
+        number = _HEADER.search(cell.source) if cell.cell_type == "code" else None
         if number:
             for output in cell.outputs:
                 said = str(header(number[1]))

@@ -11,9 +11,10 @@ SEED = 0
 TIER = "bundled"  # or "full", once fetched: apgd-teach data --fetch
 
 # %%
+from apgd_teach.course.header import header
 from apgd_teach.course.profiles import use_profile
 from apgd_teach.course.prose import say
-from apgd_teach.lessons import header, problem
+from apgd_teach.lessons import problem
 
 profile = use_profile(PROFILE)
 

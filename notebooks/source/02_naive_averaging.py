@@ -11,11 +11,12 @@ SEED = 0
 TIER = "bundled"  # or "full", once fetched: apgd-teach data --fetch
 
 # %%
+from apgd_teach.course.header import header
 from apgd_teach.course.profiles import use_profile
 from apgd_teach.course.prose import say
 from apgd_teach.data import open_source
 from apgd_teach.experts import make_pool
-from apgd_teach.lessons import header, problem
+from apgd_teach.lessons import problem
 
 profile = use_profile(PROFILE)
 source = open_source(TIER)

@@ -11,6 +11,7 @@ SEED = 0
 TIER = "bundled"  # or "full", once fetched: apgd-teach data --fetch
 
 # %%
+from apgd_teach.course.header import header
 from apgd_teach.course.profiles import use_profile
 from apgd_teach.data import open_source
 from apgd_teach.experts import make_pool
@@ -37,7 +38,7 @@ titles = {name: task.title for name, task in hot.tasks.items()}
 T = len(titles)
 
 # %%
-from apgd_teach.lessons import header, problem
+from apgd_teach.lessons import problem
 
 header("03")
 

@@ -11,6 +11,7 @@ SEED = 0
 TIER = "bundled"  # or "full", once fetched: apgd-teach data --fetch
 
 # %%
+from apgd_teach.course.header import header
 from apgd_teach.course.profiles import use_profile
 from apgd_teach.course.prose import say
 from apgd_teach.data import open_source
@@ -35,7 +36,7 @@ def pool_of(regime, optimizer="sgd", tasks=None):
 
 
 # %%
-from apgd_teach.lessons import header, problem
+from apgd_teach.lessons import problem
 
 header("04")
 
