@@ -489,9 +489,10 @@ torch.testing.assert_close(projected - S, off_the_shared(freely - S, shared), at
 # %% [markdown]
 # ### Both readings, and neither
 #
-# So one solution with nothing protected gives all three networks. `Apgd` is the course's method; here it minimises
-# `full` and does nothing else. Of the way $D$ that it goes from $S$, take all, what is off the shared subspace, or what
-# is inside. As a method of your own, which `merge` takes like any other:
+# So one solution with nothing protected gives all three networks. `Apgd` is the course's method; here it walks down
+# `full` for a while (how long, and what its other settings are for, is lesson 06's). Of the way $D$ that it goes from
+# $S$, take all, what is off the shared subspace, or what is inside. As a method of your own, which `merge` takes like
+# any other:
 
 # %%
 from collections.abc import Callable
@@ -537,8 +538,8 @@ merged = {
 # %% [markdown]
 # Three numbers for each: how far the shared part has moved, $\lVert P (M - S) \rVert / \lVert P S \rVert$, which the
 # constraint wants to be 0; how far all else has, in the same way; and what is left of the surrogate, as a share of what
-# it is at $S$. All layers together. (Do not be surprised by long ways: $S$ is short, because vectors at right angles
-# cancel in a mean.)
+# it is at $S$. All layers together. (Do not be surprised by long ways: nothing in the surrogate keeps $M$ near $S$,
+# whose vectors largely cancelled in the mean.)
 #
 # > **Predict before you run.** Which of the three leaves the least of the surrogate? And which network do you expect to
 # > be the most accurate, on mild and on hot experts?
@@ -675,8 +676,8 @@ say(
     f"{100 * U.shape[1] / U.shape[0]:.1f} % there, and a projection into it everything. So the code, too, goes onto "
     "the complement."
     + (
-        " Not exactly: Adam's division comes after the projection and carries a little back in. Lesson 06 watches that "
-        "leak."
+        " Not exactly: Adam's division comes after the projection and carries some of it back in. Lesson 06 watches "
+        "that leak, as a share of ‖PS‖: a short thing, beside which the same leak looks large."
         if share > 1e-6
         else ""
     ),
@@ -872,7 +873,9 @@ Table(
 #
 # Now the test images, for the choices that somebody could make: nothing, the paper's `r // 6`, the share with the best
 # mean on validation images, and automatic. And two controls. *`r // 6` random*: as many directions are protected, but
-# random ones; if these cost the same, the shared subspace is nothing special. *All alike*: the merge ends as far from
+# random ones; if these cost the same, the shared subspace is nothing special, and if they cost less, it is the
+# shared directions of all that a merge has to move (they also hold more of the surrogate, which the figure's right side
+# shows for the shared ones). *All alike*: the merge ends as far from
 # $S$ as the automatic one in each layer, but every direction is held by the same share; if that is as good, then going
 # less far is all that the automatic protection does.
 
@@ -1103,7 +1106,7 @@ say(
 # %% [markdown]
 # **In practice.** Do not protect because a recipe says so, and do not leave it because of one measurement on these
 # experts. Compute what a share would freeze, which takes no data. If you have a few hundred labelled images for
-# validation, let them choose between nothing, a small share and `"auto"`, by the worst task as well as by the mean. If
+# validation, let them choose between nothing, some shares and `"auto"`, by the worst task as well as by the mean. If
 # you have none, remember what the constraint guarantees and what it does not: that the shared part is that of $S$, not
 # that it is good. Experts by another optimiser are another case (Try it 1).
 #

@@ -4,7 +4,7 @@
 # **By the end you will have shown that** descent on $\Delta$ inside the constraint closes part of the gap that
 # averaging leaves.
 #
-# *Before this:* [05 · Shared subspace](05_shared_subspace.ipynb). On the short route you come from [02 · Naive
+# *Before this:* [05 · The shared subspace](05_shared_subspace.ipynb). On the short route you come from [02 · Naive
 # averaging](02_naive_averaging.ipynb); what you need of 03 to 05 is said here where it is used.
 
 # %% tags=["parameters"]
@@ -994,7 +994,7 @@ Table(
         "accuracy",
         "verdict",
         "worst task %",
-        "of the average %",
+        "worst task of the average %",
     ),
     [
         (
@@ -1033,7 +1033,9 @@ below = [
     if gap[regime]["base"] < min(gap[regime][label] for label in LABELS)
 ]
 say(
-    f"**Descent on Δ inside the constraint closes part of the gap that averaging leaves: {verdict}.** With a sixth "
+    f"**Descent on Δ inside the constraint closes part of the gap that averaging leaves: {verdict}.** This is descent "
+    "on `full`, stopped at a step that validation images (with labels) chose; on `row`, which you wrote by hand, it is "
+    "another matter (*how many steps*), and so are points of accuracy (the table). With a sixth "
     f"protected it closes {with_margin(*shares['mild'][OURS])} % of it for the mild experts and "
     f"{with_margin(*shares['hot'][OURS])} % for the hot ones; with nothing protected "
     f"{with_margin(*shares['mild']['descent, free'])} % and {with_margin(*shares['hot']['descent, free'])} %. The "
@@ -1094,7 +1096,7 @@ say(
 # 4. Ask the method for soft protection, `merge(mild.base, mild.experts, "apgd", protect="auto", flatten=0.5)`, and
 #    compare it on validation images (`compare(…, split="validation")`). Why not on test images?
 #
-# **Next:** [07 · Honest comparison](07_honest_comparison.ipynb).
+# **Next:** [07 · An honest comparison](07_honest_comparison.ipynb).
 #
 # *References.* The method: Wei et al., "Modeling Multi-Task Model Merging as Adaptive Projective Gradient Descent",
 # ICML 2025, [arXiv 2501.01230](https://arxiv.org/abs/2501.01230). `full` with nothing protected: Cheng et al.,
