@@ -49,7 +49,7 @@ __all__ = [
     "quotable",
 ]
 
-MAX_BYTES = 400_000
+MAX_BYTES = 600_000
 """The largest notebook that is committed."""
 
 FORMAT = 1

@@ -53,7 +53,7 @@ class Profile:
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("fast", 150, 100, 1000, 9, 200, 9, 400, 4, 100, 40, 1),
+        Profile("fast", 150, 100, 1000, 9, 200, 9, 400, 3, 75, 40, 1),
         Profile("full", 250, 250, 2000, 21, 1000, 21, 1000, 8, 1000, 200, 2),
     )
 }

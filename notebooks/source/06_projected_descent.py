@@ -796,8 +796,6 @@ Table(
 # $\lVert M\rVert / \lVert\theta_0\rVert$: the estimate of the gaps was first order, made for short ones.
 
 # %%
-
-
 def worst_fact(regime, label, fact):
     """The largest of a fact over the layers, in per cent."""
     return 100 * max(

@@ -12,6 +12,8 @@ SEED = 0
 TIER = "bundled"  # or "full", once fetched: apgd-teach data --fetch
 
 # %%
+from math import ceil
+
 from apgd_teach.course.header import header
 from apgd_teach.course.profiles import use_profile
 from apgd_teach.course.prose import say
@@ -24,7 +26,7 @@ source = open_source(TIER)
 print(source.note)
 
 SEEDS = [SEED, SEED + 10, SEED + 20]
-tasks = list(TASKS)[:: len(TASKS) // profile.compared_tasks]
+tasks = list(TASKS)[:: ceil(len(TASKS) / profile.compared_tasks)]
 
 
 def pool_of(regime, seed):

@@ -42,6 +42,8 @@ def ran(tmp_path_factory) -> Ran:
     env = {
         "APGD_TEACH_CACHE": str(cache),
         "PYTHONPATH": os.pathsep.join([str(BLOCK), os.environ["PYTHONPATH"]]),
+        # As many as a reader's laptop has at least: the whole course with one thread takes half as long again.
+        "OMP_NUM_THREADS": "2",
     }
     results = run_course(None, folder, profile="fast", env=env)
     return Ran(folder, env, cache, cached(cache), results)
