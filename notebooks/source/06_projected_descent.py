@@ -795,6 +795,7 @@ Table(
 # solved, and of the one that was merged. Trimming comes after the constraint and knows nothing of it. And the step
 # $\lVert M\rVert / \lVert\theta_0\rVert$: the estimate of the gaps was first order, made for short ones.
 
+
 # %%
 def worst_fact(regime, label, fact):
     """The largest of a fact over the layers, in per cent."""
