@@ -209,7 +209,7 @@ def test_a_notebook_that_is_too_large_is_not_built_and_its_pictures_are_named(tm
     source = tmp_path / "noise.py"
     source.write_text(NOISE, encoding="utf-8")
     with pytest.raises(
-        CourseError, match=r"400 KB are allowed; its largest pictures: \d{3} KB in cell 3, \d+ KB in cell 3"
+        CourseError, match=r"600 KB are allowed; its largest pictures: \d{3} KB in cell 3, \d+ KB in cell 3"
     ):
         build(source, tmp_path / "noise.ipynb")
 
