@@ -6,7 +6,7 @@ import torch
 
 from apgd_teach.errors import ApgdTeachError
 
-__all__ = ["describe_device", "pick_device"]
+__all__ = ["describe_device", "pick_device", "wait_for"]
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:
@@ -60,3 +60,11 @@ def describe_device(device: torch.device) -> str:
         threads = torch.get_num_threads()
         return f"cpu, {threads} thread{'' if threads == 1 else 's'}"
     return device.type
+
+
+def wait_for(device: torch.device) -> None:
+    """Until an accelerator has done what it was told: without this a clock reads how long the telling took."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

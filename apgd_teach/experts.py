@@ -9,17 +9,22 @@ import operator
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from apgd_teach.cache import FORMAT, Cache, Damaged, Entry
-from apgd_teach.data import TASKS, Source, Task, TaskData, Variant, open_source
+from apgd_teach.data import Source, Task, TaskData, Variant, open_source
 from apgd_teach.data.tasks import as_task
-from apgd_teach.devices import pick_device
+from apgd_teach.devices import pick_device, wait_for
 from apgd_teach.errors import ApgdTeachError, CacheError
+from apgd_teach.machine import PLAIN, Way
 from apgd_teach.merging import fingerprint
 from apgd_teach.models import make_encoder
+from apgd_teach.models import network as kind_of
+from apgd_teach.parallel import in_processes
 from apgd_teach.progress import bar, say, wanted
 from apgd_teach.training import (
     BASE,
@@ -44,7 +49,7 @@ class Pool:
     """A base, the heads of the tasks, and one expert per task: what a merge is tried on.
 
     Attributes:
-        network: "convnet" or "mlp".
+        network: a name in `models.ENCODERS`: "convnet", "mlp", "colour-convnet", ….
         base: θ₀, the encoder's state dict, on the CPU.
         heads: per task, the linear head's state dict ("weight" (class, feature), "bias" (class,)); never merged.
         experts: per task, θᵢ, an encoder's state dict.
@@ -102,33 +107,37 @@ def make_pool(
     regime: str | Recipe = "mild",
     optimizer: str = "sgd",
     tasks: Iterable[str | Variant] | str | Variant | None = None,
-    base_steps: int = BASE.steps,
+    base_steps: int | Recipe = BASE.steps,
     expert_steps: int = 250,
     seed: int = 0,
     source: Source | None = None,
     device: str | torch.device = "auto",
     cache: Cache | None = None,
     progress: bool = True,
+    way: Way = PLAIN,
+    workers: int = 1,
 ) -> Pool:
     """A base and its experts, from the cache where they are there, else trained now.
 
-    The base is trained on both families under the distortions that the tasks are made of. Each task gets a linear
-    head fitted on the base's features, which is then frozen. Each expert starts from the base and fine-tunes the
-    encoder under its task's head. Before anything is trained again, one sentence says which ingredient changed since
-    the nearest cached one, and about how long it takes. Where the cache cannot be written, that is said first and the
-    pool is made all the same.
+    The base is trained on all families of the source under the distortions that the tasks are made of. Each task gets
+    a linear head fitted on the base's features, which is then frozen. Each expert starts from the base and fine-tunes
+    the encoder under its task's head. Before anything is trained again, one sentence says which ingredient changed
+    since the nearest cached one, and about how long it takes. Where the cache cannot be written, that is said first
+    and the pool is made all the same.
 
     Args:
-        network: "convnet" or "mlp".
+        network: "convnet" or "mlp"; for colour pictures "colour-convnet", "colour-resnet" or "colour-vit".
         regime: "mild" or "hot" fine-tuning, or a `Recipe` (then `optimizer` and `expert_steps` are not looked at).
         optimizer: "sgd" or "adamw", for the experts.
-        tasks: their names, or variants of your own; all eight by default.
-        base_steps, expert_steps: optimiser steps.
+        tasks: their names, or variants of your own; by default all that the source has.
+        base_steps, expert_steps: optimiser steps; the base may have a recipe of its own instead.
         seed: of initialisation, order of the data, and augmentation. Two seeds give two bases.
         source: of the data; the bundled tier by default.
         device: "auto", "cpu", "cuda", "mps".
         cache: where to keep trained networks; the user's own cache folder by default.
         progress: show bars and sentences.
+        way: how networks are computed while they are trained; the plain one by default.
+        workers: train so many experts at once, each in a process of its own (`parallel`).
 
     Raises:
         ApgdTeachError: an unknown name, a seed that is none, or a training that diverged (what was finished before it
@@ -140,9 +149,10 @@ def make_pool(
     place = pick_device(device)
     seed = _whole(seed)
     data_source = source or open_source("bundled")
-    trainer = _Trainer(network, seed, place, cache or Cache(), progress)
-    data = {task.name: task for task in map(data_source.task, _tasks(tasks))}
-    base = trainer.base(replace(BASE, steps=base_steps), data_source)
+    trainer = _Trainer(network, seed, place, cache or Cache(), progress, way, workers)
+    data = {task.name: task for task in map(data_source.task, _tasks(tasks, data_source))}
+    how = base_steps if isinstance(base_steps, Recipe) else replace(BASE, steps=base_steps)
+    base = trainer.base(how, data_source)
     base_hash = fingerprint(base.tensors)
     heads = trainer.heads(base.tensors, base_hash, data)
     experts = trainer.experts(base.tensors, base_hash, heads, data, chosen)
@@ -182,19 +192,29 @@ def joint_network(pool: Pool, how: Recipe, *, cache: Cache | None = None, progre
 
 @dataclass(frozen=True)
 class _Job:
-    """One network to have: from the cache, or by calling `make`."""
+    """One network to have: from the cache, or by calling `make` with whom to tell of its steps and where to compute."""
 
     title: str
     ingredients: dict[str, object]
     steps: int
-    make: Callable[[Tell], Trained]
+    make: Callable[[Tell, torch.device], Trained]
 
 
 class _Trainer:
     """Fills the gaps of a cache. One instance serves one call of `make_pool`."""
 
-    def __init__(self, network: str, seed: int, device: torch.device, cache: Cache, progress: bool) -> None:
+    def __init__(
+        self,
+        network: str,
+        seed: int,
+        device: torch.device,
+        cache: Cache,
+        progress: bool,
+        way: Way = PLAIN,
+        workers: int = 1,
+    ) -> None:
         self.network, self.seed, self.device = network, seed, device
+        self.way, self.workers = way, workers
         self.cache = cache
         self.progress = wanted(progress)
         self.trained: list[str] = []
@@ -208,7 +228,7 @@ class _Trainer:
             "the base",
             self._ingredients("base", self.network, recipe=asdict(how), data=data),
             how.steps,
-            lambda tell: train_base(self.network, source, how, self.seed, self.device, tell),
+            lambda tell, device: train_base(self.network, source, how, self.seed, device, tell, self.way),
         )
         return self._have([job])[0]
 
@@ -220,7 +240,7 @@ class _Trainer:
                 f"the head of {task.title}",
                 self._ingredients("head", name, base=base_hash, data=_described(task), penalty=HEAD_PENALTY),
                 1,
-                lambda tell: fit_head(self._encoder(base), task, self.device, tell),
+                lambda tell, device: fit_head(self._encoder(base, device), task, device, tell),
             )
 
         return dict(zip(data, self._have([job(name, task) for name, task in data.items()]), strict=True))
@@ -248,8 +268,8 @@ class _Trainer:
                     recipe=asdict(how),
                 ),
                 how.steps,
-                lambda tell: fine_tune(
-                    self._encoder(base), _head(head, self.device), task, how, self.seed, self.device, tell
+                lambda tell, device: fine_tune(
+                    self._encoder(base, device), _head(head, device), task, how, self.seed, device, tell, self.way
                 ),
             )
 
@@ -270,14 +290,15 @@ class _Trainer:
                 recipe=asdict(how),
             ),
             how.steps,
-            lambda tell: train_jointly(
-                self._encoder(pool.base),
+            lambda tell, device: train_jointly(
+                self._encoder(pool.base, device),
                 {name: pool.head(name) for name in names},
                 tasks,
                 how,
                 self.seed,
-                self.device,
+                device,
                 tell,
+                self.way,
             ),
         )
         return self._have([job])[0]
@@ -292,13 +313,15 @@ class _Trainer:
                 "tensors": {k: list(v.shape) for k, v in self.template.state_dict().items()},
             },
             "seed": self.seed,
+            # The plain way has no name, so that what was cached before there were others is found.
+            **({} if self.way == PLAIN or kind == "head" else {"way": str(self.way)}),
             **more,
         }
 
-    def _encoder(self, state: Mapping[str, Tensor]) -> nn.Module:
+    def _encoder(self, state: Mapping[str, Tensor], device: torch.device) -> nn.Module:
         encoder = copy.deepcopy(self.template)
         encoder.load_state_dict(dict(state))
-        return encoder.to(self.device)
+        return encoder.to(device)
 
     def _have(self, jobs: list[_Job]) -> list[Entry]:
         found = [self.cache.load(job.ingredients) for job in jobs]
@@ -320,19 +343,10 @@ class _Trainer:
         total = sum(job.steps for job in jobs)
         begun = time.perf_counter()
         with bar(total, "step", progress=self.progress) as steps:
-            for number, job in enumerate(jobs, 1):
-                steps.set_description(job.title if len(jobs) == 1 else f"{job.title} ({number} of {len(jobs)})")
-
-                def tell(step: int, loss: float) -> None:
-                    if not math.isnan(loss):
-                        steps.set_postfix(loss=f"{loss:.3f}", refresh=False)
-                    steps.update(1)
-
-                start = time.perf_counter()
-                network = job.make(tell)
+            for job, (network, seconds) in zip(jobs, self._results(jobs, steps), strict=True):
                 facts = {
                     "validation_accuracy": round(network.validation_accuracy, 2),
-                    "seconds": round(time.perf_counter() - start, 3),
+                    "seconds": round(seconds, 3),
                     "steps": job.steps,
                     "device": self.device.type,
                 }
@@ -342,6 +356,26 @@ class _Trainer:
         self._say(f"Made {_several(jobs)} in {_duration(time.perf_counter() - begun)}.")
         return made
 
+    def _results(self, jobs: list[_Job], steps: tqdm) -> Iterator[tuple[Trained, float]]:
+        """What training makes, in the order of the jobs, and the seconds of each."""
+        if self.workers != 1 and len(jobs) > 1:
+            steps.set_description(f"{_several(jobs)}, {self.workers} at a time")
+            made = in_processes([partial(_timed, job.make) for job in jobs], self.device, self.workers)
+            for job, result in zip(jobs, made, strict=True):
+                # A process tells of its steps when it has made all of them.
+                steps.update(job.steps)
+                yield result
+            return
+        for number, job in enumerate(jobs, 1):
+            steps.set_description(job.title if len(jobs) == 1 else f"{job.title} ({number} of {len(jobs)})")
+
+            def tell(step: int, loss: float) -> None:
+                if not math.isnan(loss):
+                    steps.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                steps.update(1)
+
+            yield _timed(job.make, self.device, tell)
+
     def _keep(self, job: _Job, network: Trained, facts: Mapping[str, object]) -> Entry:
         """What was trained, stored where the cache allows it: what took minutes is not lost to a full disk."""
         if self.keeps:
@@ -349,8 +383,7 @@ class _Trainer:
                 return self.cache.store(job.ingredients, network.state, facts)
             except CacheError as error:
                 self._cannot_keep(error)
-        tensors = {name: tensor.detach().cpu() for name, tensor in network.state.items()}
-        return Entry(tensors, {**facts, "ingredients": job.ingredients})
+        return Entry(network.state, {**facts, "ingredients": job.ingredients})
 
     def _cannot_keep(self, error: CacheError) -> None:
         """Said once, also to those who asked for no bars: they have it to do again. A smaller file may still fit."""
@@ -391,14 +424,14 @@ class _Trainer:
     def _step_seconds(self, job: _Job) -> float:
         """Seconds of one training step, measured on a throwaway copy: the cache has nothing of this device to go by."""
         encoder = copy.deepcopy(self.template).to(self.device)
-        images = torch.zeros(128, 1, 28, 28, device=self.device)
+        images = torch.zeros(128, *kind_of(self.network).shape, device=self.device)
         best = math.inf
         for _ in range(3):
-            _wait(self.device)
+            wait_for(self.device)
             start = time.perf_counter()
             with torch.enable_grad():
                 encoder(images).square().mean().backward()
-            _wait(self.device)
+            wait_for(self.device)
             best = min(best, time.perf_counter() - start)
         # The optimiser, the batch and, for the base, the distortions are not in it; a head is one long step.
         return best * (20 if job.ingredients["kind"] == "head" else 1.3)
@@ -408,18 +441,24 @@ class _Trainer:
         say(sentence, self.progress)
 
 
-def _wait(device: torch.device) -> None:
-    """Until an accelerator has done what it was told: without this a clock reads how long the telling took."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+def _timed(
+    make: Callable[[Tell, torch.device], Trained], device: torch.device, tell: Tell | None = None
+) -> tuple[Trained, float]:
+    """What a job makes, on the CPU, and in how many seconds."""
+    start = time.perf_counter()
+    network = make(tell or _untold, device)
+    state = {name: tensor.detach().cpu() for name, tensor in network.state.items()}
+    return replace(network, state=state), time.perf_counter() - start
 
 
-def _tasks(tasks: Iterable[str | Variant] | str | Variant | None) -> list[Task]:
+def _untold(step: int, loss: float) -> None:
+    """Nobody listens in another process."""
+
+
+def _tasks(tasks: Iterable[str | Variant] | str | Variant | None, source: Source) -> list[Task]:
     """The tasks asked for; a single one is not taken for a list, nor its name for a list of letters."""
     if tasks is None:
-        return list(TASKS.values())
+        return [as_task(task) for task in source.tasks]
     if isinstance(tasks, str) or not isinstance(tasks, Iterable):
         return [as_task(tasks)]
     return [as_task(task) for task in tasks]

@@ -1,4 +1,4 @@
-"""What data can buy: three ways of making one network that look at images, to hold merges without data against."""
+"""What data can buy: ways of making one network, or a merged one better, that look at images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from apgd_teach.merging.statedict import as_matrix, difference, norm
 from apgd_teach.progress import bar
 from apgd_teach.training import Recipe
 
-__all__ = ["adamerging", "entropy", "gram_matrices", "joint", "regmean"]
+__all__ = ["adamerging", "entropy", "gram_matrices", "joint", "recalibrated", "regmean"]
 
 _Fact = tuple[str, str, Mapping[str, object]]
 """Of a tensor: policy, reason, and what else the audit's row says."""
@@ -65,10 +65,12 @@ def regmean(
         for task, part in sets.items():
             network = _loaded(pool, pool.experts[task])
             for key, gram in gram_matrices(network, part.images.to(pool.device)).items():
-                gram = shrink * gram + (1 - shrink) * gram.diag().diag()
+                # In place: of the widest layer one such matrix is some tens of megabytes.
+                own = gram.diagonal().clone()
+                gram.mul_(shrink).diagonal().copy_(own)
                 off = as_matrix(pool.experts[task][key].cpu().double() - average[key])
                 left[key] = left.get(key, 0) + off @ gram
-                right[key] = right.get(key, 0) + gram
+                right[key] = gram if key not in right else right[key].add_(gram)
             steps.update(1)
     state = dict(average)
     for key, gram in right.items():
@@ -264,6 +266,60 @@ def joint(pool: Pool, recipe: Recipe | None = None, *, cache: Cache | None = Non
     network = joint_network(pool, how, cache=cache, progress=progress)
     facts: dict[str, _Fact] = {key: ("train", "trained on all tasks at once", {}) for key in pool.base}
     return _result(pool, "joint", asdict(how), "labelled", network.tensors, facts)
+
+
+@torch.no_grad()
+def recalibrated(pool: Pool, merged: Merged, *, images: int = 256, split: str = "train") -> Merged:
+    """The same weights, with the running statistics of every BatchNorm measured again on images of all tasks.
+
+    A merge can only average what each expert measured in *its own* network on *its own* images. Here batches that hold
+    equally many images of every task go through the merged network, and each BatchNorm keeps the mean over batches of
+    what it sees. No labels are read, and no weight changes.
+
+    Args:
+        pool: the data, and the kind of network.
+        merged: a merge of its experts.
+        images: of each task, the first ones.
+        split: "train", "validation" or "test", which the audit then calls "test".
+
+    Returns:
+        As of `merge`; `audit.data_used` is "unlabelled".
+
+    Raises:
+        ApgdTeachError: the network keeps no statistics, the pool has no task, there is no such split, or `images` is
+            out of range.
+        DataAccessError: it was called inside a merge.
+
+    Source: Jordan et al., "REPAIR: REnormalizing Permuted Activations for Interpolation Repair", ICLR 2023, arXiv
+    2211.08403, where statistics are measured again after averaging. Lesson: 08.
+    """
+    sets = _pictures("a recalibration", pool, images, split)
+    network = _loaded(pool, merged.state_dict)
+    norms = {
+        name: layer for name, layer in network.named_modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)
+    }
+    _check(len(norms) > 0, f"the network '{pool.network}' keeps no statistics, so there is nothing to measure again")
+    for layer in norms.values():
+        layer.reset_running_stats()
+        # None: the plain mean over all batches.
+        layer.momentum = None
+        layer.train()
+    parts = [part.images.to(pool.device) for part in sets.values()]
+    fewest = min(len(part) for part in parts)
+    share = max(1, 128 // len(parts))
+    for begin in range(0, fewest, share):
+        network(torch.cat([part[begin : min(begin + share, fewest)] for part in parts]))
+    state = {key: tensor.cpu() for key, tensor in network.state_dict().items()}
+    rows = tuple(
+        replace(row, policy="train", reason=f"measured again on {images} images of each task")
+        if row.name.rpartition(".")[0] in norms and row.name.rpartition(".")[2] in ("running_mean", "running_var")
+        else row
+        for row in merged.audit.rows
+    )
+    return Merged(
+        {key: state[key].to(base) for key, base in merged.state_dict.items()},
+        replace(merged.audit, data_used=_ledger(split), rows=rows),
+    )
 
 
 def _result(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,11 +12,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
-from apgd_teach.data import FAMILIES, Source, TaskData
+from apgd_teach.augment import distorted
+from apgd_teach.data import Source, TaskData
 from apgd_teach.errors import ApgdTeachError
-from apgd_teach.models import FEATURES, make_encoder
+from apgd_teach.machine import PLAIN, Way, in_blocks, smaller
+from apgd_teach.models import make_encoder
+from apgd_teach.models import network as kind_of
 
 __all__ = [
     "BASE",
@@ -30,6 +33,9 @@ __all__ = [
     "train_base",
     "train_jointly",
 ]
+
+Batch = tuple[Tensor, ...]
+"""Images (image, channel, row, column), their labels (image,), and what else there is of each image."""
 
 Tell = Callable[[int, float], None]
 """Called after every step with its number and its loss (NaN where it was not read)."""
@@ -136,35 +142,49 @@ HEAD_PENALTY = 1e-3
 """Weight of ‖head‖² in the fit of a head: enough that it does not depend on where the solver stops."""
 
 
-def train_base(network: str, source: Source, how: Recipe, seed: int, device: torch.device, tell: Tell) -> Trained:
-    """The shared base θ₀: an encoder trained to tell all classes of both families apart, under distortions.
+def train_base(
+    network: str, source: Source, how: Recipe, seed: int, device: torch.device, tell: Tell, way: Way = PLAIN
+) -> Trained:
+    """The shared base θ₀: an encoder trained to tell all classes of a source's families apart, under distortions.
 
     Args:
         network: a name in `models.ENCODERS`.
-        source: of the data; the training images of both families.
+        source: of the data; the training images of all its families.
         how: the recipe.
         seed: of the initialisation, the order of the data and the distortions.
         device: where to compute. Random numbers are always drawn on the CPU, so that every device sees the same.
         tell: told of every step.
+        way: how the network is computed, as for every training here.
 
     Raises:
-        ApgdTeachError: the training diverged (as for every training here: no network of NaN is handed on).
+        ApgdTeachError: the training diverged (as for every training here: no network of NaN is handed on), or the
+            network takes no pictures of that shape.
 
     Source: method.md §4A. Lesson: 01.
     """
-    families = [source.task(f"{family}-upright") for family in FAMILIES]
+    families = [source.task(f"{family.name}-{family.plain}") for family in source.families]
     offsets = [sum(len(family.classes) for family in families[:i]) for i in range(len(families) + 1)]
+    shape = kind_of(network).shape
+    if families[0].shape != shape:
+        raise ApgdTeachError(
+            f"the network '{network}' takes pictures of {shape} (channel, row, column), and those of "
+            f"{families[0].title} are {families[0].shape}; use another network or another source."
+        )
     images = torch.cat([family.train.images for family in families]).to(device)
     labels = torch.cat([family.train.labels + offsets[i] for i, family in enumerate(families)]).to(device)
     encoder = make_encoder(network, seed).to(device)
     with _seeded(seed):
-        head = nn.Linear(FEATURES[network], offsets[-1]).to(device)
+        head = nn.Linear(kind_of(network).features, offsets[-1]).to(device)
+        forward = way.ready(encoder.train())
 
-        def loss() -> Tensor:
+        def draw() -> Batch:
             picked = torch.randint(len(images), (how.batch_size,)).to(device)
-            return F.cross_entropy(head(encoder(_distorted(images[picked]))), labels[picked])
+            return distorted(images[picked]), labels[picked]
 
-        _descend("the base", [*encoder.parameters(), *head.parameters()], loss, how, tell)
+        def loss(some: Tensor, names: Tensor) -> Tensor:
+            return F.cross_entropy(head(forward(some)), names)
+
+        _descend("the base", [*encoder.parameters(), *head.parameters()], draw, loss, how, tell)
     right = total = 0
     for i, family in enumerate(families):
         with torch.no_grad():
@@ -206,7 +226,14 @@ def fit_head(encoder: nn.Module, task: TaskData, device: torch.device, tell: Tel
 
 
 def fine_tune(
-    encoder: nn.Module, head: nn.Linear, task: TaskData, how: Recipe, seed: int, device: torch.device, tell: Tell
+    encoder: nn.Module,
+    head: nn.Linear,
+    task: TaskData,
+    how: Recipe,
+    seed: int,
+    device: torch.device,
+    tell: Tell,
+    way: Way = PLAIN,
 ) -> Trained:
     """An expert θᵢ: `encoder`, which holds the base and is changed, trained on one task under its frozen head.
 
@@ -214,13 +241,17 @@ def fine_tune(
     """
     head.requires_grad_(False)
     images, labels = task.train.images.to(device), task.train.labels.to(device)
+    forward = way.ready(encoder.train())
     with _seeded(seed):
 
-        def loss() -> Tensor:
+        def draw() -> Batch:
             picked = torch.randint(len(images), (how.batch_size,)).to(device)
-            return F.cross_entropy(head(encoder(images[picked])), labels[picked])
+            return images[picked], labels[picked]
 
-        _descend(f"the expert of {task.title}", list(encoder.parameters()), loss, how, tell)
+        def loss(some: Tensor, names: Tensor) -> Tensor:
+            return F.cross_entropy(head(forward(some)), names)
+
+        _descend(f"the expert of {task.title}", list(encoder.parameters()), draw, loss, how, tell)
     return Trained(encoder.state_dict(), _accuracy(encoder, head, task, device))
 
 
@@ -232,6 +263,7 @@ def train_jointly(
     seed: int,
     device: torch.device,
     tell: Tell,
+    way: Way = PLAIN,
 ) -> Trained:
     """One network for all tasks: `encoder`, which holds the base and is changed, trained under their frozen heads.
 
@@ -254,50 +286,101 @@ def train_jointly(
     share = max(1, how.batch_size // len(tasks))
     for head in heads.values():
         head.requires_grad_(False)
+    names = list(sets)
+    owners = torch.arange(len(names), device=device).repeat_interleave(share)
+    forward = way.ready(encoder.train())
     with _seeded(seed):
 
-        def loss() -> Tensor:
-            picked = {name: torch.randint(len(labels), (share,)).to(device) for name, (_, labels) in sets.items()}
-            features = encoder(torch.cat([sets[name][0][some] for name, some in picked.items()])).split(share)
+        def draw() -> Batch:
+            picked = [torch.randint(len(labels), (share,)).to(device) for _, labels in sets.values()]
+            parts = list(zip(sets.values(), picked, strict=True))
+            images = torch.cat([images[some] for (images, _), some in parts])
+            return images, torch.cat([labels[some] for (_, labels), some in parts]), owners
+
+        def loss(images: Tensor, labels: Tensor, whose: Tensor) -> Tensor:
+            # A part of a batch may end within a task.
+            there, counts = whose.unique_consecutive(return_counts=True)
+            features, numbers = forward(images).split(counts.tolist()), labels.split(counts.tolist())
             losses = [
-                F.cross_entropy(heads[name](part), sets[name][1][some])
-                for part, (name, some) in zip(features, picked.items(), strict=True)
+                F.cross_entropy(heads[names[one]](part), some) * (len(some) * len(counts) / len(labels))
+                for one, part, some in zip(there.tolist(), features, numbers, strict=True)
             ]
             return torch.stack(losses).mean()
 
-        _descend("the joint network", list(encoder.parameters()), loss, how, tell)
+        _descend("the joint network", list(encoder.parameters()), draw, loss, how, tell)
     accuracies = [_accuracy(encoder, heads[name], task, device) for name, task in tasks.items()]
     return Trained(encoder.state_dict(), sum(accuracies) / len(accuracies))
 
 
-def _descend(what: str, parameters: list[nn.Parameter], loss: Callable[[], Tensor], how: Recipe, tell: Tell) -> None:
-    """Follow a recipe: `loss` draws a batch and returns its loss; `what` is being trained, for the sentence.
+def _descend(
+    what: str,
+    parameters: list[nn.Parameter],
+    draw: Callable[[], Batch],
+    loss: Callable[..., Tensor],
+    how: Recipe,
+    tell: Tell,
+) -> None:
+    """Follow a recipe.
+
+    Where the device has no room for a batch, it goes through the network in parts and their gradients are added up:
+    the step is the same one, but for rounding and for what a BatchNorm sees at once.
+
+    Args:
+        what: is being trained, for the sentences.
+        parameters: that learn.
+        draw: a batch: tensors with the images along their first axis.
+        loss: the mean loss of a batch or of a part of one, given its tensors.
+        how: the recipe.
+        tell: told of every step.
 
     Raises:
-        ApgdTeachError: loss or weights are not finite. A loss that is not makes every weight and every later loss so:
-            it is enough to look where it is read anyway, and at the weights in the end.
+        ApgdTeachError: loss or weights are not finite, or not even one image fits into the device. A loss that is not
+            finite makes every weight and every later loss so: it is enough to look where it is read anyway, and at
+            the weights in the end.
     """
     optimizer: torch.optim.Optimizer
     if how.optimizer == "sgd":
         optimizer = torch.optim.SGD(parameters, how.lr, momentum=how.momentum, weight_decay=how.weight_decay)
     else:
         optimizer = torch.optim.AdamW(parameters, how.lr, weight_decay=how.weight_decay)
+    at_once = sys.maxsize
     with torch.enable_grad():
         for step in range(how.steps):
             optimizer.param_groups[0]["lr"] = how.lr_at(step)
-            value = loss()
-            optimizer.zero_grad()
-            value.backward()
+            batch = draw()
+            at_once = min(at_once, len(batch[0]))
+            while True:
+                optimizer.zero_grad()
+                try:
+                    value = _backward(batch, at_once, loss)
+                    break
+                except torch.OutOfMemoryError:
+                    at_once = smaller(at_once, f"training {what}")
             nn.utils.clip_grad_norm_(parameters, how.clip)
             optimizer.step()
             # Reading the loss waits for a GPU: now and then is enough for a reader.
             reading = step % 10 == 0 or step == how.steps - 1
-            said = float(value.detach()) if reading else math.nan
+            said = float(value) if reading else math.nan
             if reading and not math.isfinite(said):
                 raise _diverged(what, f"its loss is {said:.3g}", step, how)
             tell(step, said)
     if not _finite(parameters):
         raise _diverged(what, "its weights are not finite", how.steps - 1, how)
+
+
+def _backward(batch: Batch, at_once: int, loss: Callable[..., Tensor]) -> Tensor:
+    """The gradient of the mean loss of a batch, added to what is there, and that loss without its graph."""
+    total = len(batch[0])
+    if at_once >= total:
+        value = loss(*batch)
+        value.backward()
+        return value.detach()
+    said = torch.zeros((), device=batch[0].device)
+    for part in zip(*(tensor.split(at_once) for tensor in batch), strict=True):
+        value = loss(*part) * (len(part[0]) / total)
+        value.backward()
+        said += value.detach()
+    return said
 
 
 def _diverged(what: str, symptom: str, step: int, how: Recipe) -> ApgdTeachError:
@@ -311,28 +394,13 @@ def _finite(parameters: Iterable[Tensor]) -> bool:
     return all(bool(parameter.isfinite().all()) for parameter in parameters)
 
 
-def _distorted(images: Tensor) -> Tensor:
-    """A batch under the distortions that the tasks are made of: a quarter of it at a time, each its own."""
-    parts = []
-    for part in images.chunk(4):
-        rotate, invert, transpose, noise = (float(number) for number in torch.rand(4))
-        if rotate < 0.5:
-            angle = float(torch.rand(())) * 120 - 60
-            part = v2.functional.rotate(part, angle, interpolation=v2.InterpolationMode.BILINEAR)
-        if invert < 0.3:
-            part = 1 - part
-        if transpose < 0.3:
-            part = part.transpose(2, 3)
-        if noise < 0.3:
-            part = (part + 0.3 * torch.randn(part.shape).to(part.device)).clamp(0, 1)
-        parts.append(part)
-    return torch.cat(parts)
-
-
-@torch.no_grad()
 def _features(encoder: nn.Module, images: Tensor) -> Tensor:
-    """Features (image, feature), a thousand images at a time."""
-    return torch.cat([encoder(block) for block in images.split(1000)])
+    """Features (image, feature) as the network gives them when it does not learn."""
+    training = encoder.training
+    try:
+        return in_blocks(encoder.eval(), images)
+    finally:
+        encoder.train(training)
 
 
 def _accuracy(encoder: nn.Module, head: nn.Linear, task: TaskData, device: torch.device) -> float:

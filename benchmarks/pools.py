@@ -36,8 +36,7 @@ class Deep(nn.Module):
         return x
 
 
-models.ENCODERS["deep"] = Deep
-models.FEATURES["deep"] = Deep.features
+models.ENCODERS["deep"] = models.Network(Deep, Deep.features, (1, 28, 28))
 
 OTHER_TASKS = [
     Variant("digits", "flipped", v2.RandomVerticalFlip(p=1.0)),

@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from apgd_teach.data.families import FAMILIES, Family
+from apgd_teach.data.families import FAMILIES, IdxFamily
 from apgd_teach.data.idx import decode_idx, encode_idx, read_file, unpack
 from apgd_teach.errors import ApgdTeachError, DataError
 from apgd_teach.files import write_atomically
@@ -227,7 +227,7 @@ def _contents(manifest: bytes) -> object:
     return parsed
 
 
-def _verified(family: Family, source: Mapping[str, Part], path: Path) -> Mapping[str, Part]:
+def _verified(family: IdxFamily, source: Mapping[str, Part], path: Path) -> Mapping[str, Part]:
     for name, digest in _source_hashes(source).items():
         if digest != family.content[name]:
             raise DataError(f"'{path}' is not {family.title}: {name} has another SHA-256; use the official files.")

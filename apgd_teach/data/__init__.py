@@ -1,16 +1,22 @@
-"""What the tasks are: two families of pictures, eight variants of them, and where they come from (lesson 01)."""
+"""What the tasks are: families of pictures, variants of them, and where they come from (lessons 01 and 08)."""
 
 from apgd_teach.data.cards import card, cards_table
-from apgd_teach.data.families import FAMILIES, Family
+from apgd_teach.data.colour import COLOUR_TIERS, open_colour
+from apgd_teach.data.families import COLOUR, FAMILIES, Family, IdxFamily
 from apgd_teach.data.source import FamilyData, Source, Split, TaskData, load_task, open_source
-from apgd_teach.data.tasks import TASKS, VARIANTS, Task, Variant, task_names
+from apgd_teach.data.tasks import COLOUR_TASKS, COLOUR_VARIANTS, TASKS, VARIANTS, Task, Variant, task_names
 
 __all__ = [
+    "COLOUR",
+    "COLOUR_TASKS",
+    "COLOUR_TIERS",
+    "COLOUR_VARIANTS",
     "FAMILIES",
     "TASKS",
     "VARIANTS",
     "Family",
     "FamilyData",
+    "IdxFamily",
     "Source",
     "Split",
     "Task",
@@ -19,6 +25,7 @@ __all__ = [
     "card",
     "cards_table",
     "load_task",
+    "open_colour",
     "open_source",
     "task_names",
 ]

@@ -7,8 +7,7 @@ from pathlib import Path
 from apgd_teach.data.bundled import BUNDLE, read_manifest
 from apgd_teach.data.families import FAMILIES, Family
 from apgd_teach.data.idx import read_file
-from apgd_teach.data.tasks import unknown
-from apgd_teach.errors import DataError
+from apgd_teach.data.tasks import family_of
 from apgd_teach.tables import Table
 
 __all__ = ["card", "cards_table"]
@@ -26,14 +25,12 @@ def card(family: str | Family) -> str:
     Lesson: 01.
     """
     if not isinstance(family, Family):
-        if str(family) not in FAMILIES:
-            raise DataError(unknown("family", family, FAMILIES))
-        family = FAMILIES[family]
+        family = family_of(str(family))
     return read_file(_CARDS / f"{family.slug}.md", _REMEDY).decode()
 
 
 def cards_table() -> Table:
-    """One row per family: whose it is, under which licence, how many images each tier has.
+    """One row per grey family: whose it is, under which licence, how many images each tier has.
 
     Raises:
         DataError: the bundle's manifest is missing or damaged.

@@ -1,16 +1,16 @@
-"""The two families of pictures: what they are called, whose they are, and the hashes by which they are known."""
+"""The families of pictures: what they are called, whose they are, and the hashes by which they are known."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torchvision.datasets import MNIST, FashionMNIST
+from torchvision.datasets import CIFAR10, MNIST, FashionMNIST
 
-__all__ = ["FAMILIES", "Family"]
+__all__ = ["CIFAR", "COLOUR", "FAMILIES", "CifarFamily", "Family", "IdxFamily"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """Pictures of ten classes, from which tasks are made (lesson 01).
 
@@ -19,25 +19,51 @@ class Family:
         slug: as in the names of files, "mnist".
         title: as its authors call it, "MNIST".
         classes: the name of each class, in the order of the labels 0, 1, ….
-        dataset: torchvision's class, which knows the addresses, the file names and the MD5 of the archives.
-        content: SHA-256 of each official IDX file, unpacked, by its name.
         authors: who made it.
         licence: under which it may be passed on.
         home: where it comes from.
+        shape: of one picture, (channel, row, column).
+        plain: how the name of its unchanged variant ends.
     """
 
     name: str
     slug: str
     title: str
     classes: tuple[str, ...]
-    dataset: type[MNIST]
-    content: Mapping[str, str]
     authors: str
     licence: str
     home: str
+    shape: tuple[int, int, int] = (1, 28, 28)
+    plain: str = "upright"
 
 
-_DIGITS = Family(
+@dataclass(frozen=True, kw_only=True)
+class IdxFamily(Family):
+    """A family that its authors publish as four IDX files (lesson 01).
+
+    Args:
+        dataset: torchvision's class, which knows the addresses, the file names and the MD5 of the archives.
+        content: SHA-256 of each official IDX file, unpacked, by its name.
+    """
+
+    dataset: type[MNIST]
+    content: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CifarFamily(Family):
+    """A family that its authors publish as CIFAR-10's archive of batches (lesson 08).
+
+    Args:
+        dataset: torchvision's class, which knows the address, the names inside and their MD5.
+        content: SHA-256 of the archive.
+    """
+
+    dataset: type[CIFAR10]
+    content: str
+
+
+_DIGITS = IdxFamily(
     name="digits",
     slug="mnist",
     title="MNIST",
@@ -54,7 +80,7 @@ _DIGITS = Family(
     home="http://yann.lecun.com/exdb/mnist/",
 )
 
-_FASHION = Family(
+_FASHION = IdxFamily(
     name="fashion",
     slug="fashion-mnist",
     title="Fashion-MNIST",
@@ -82,4 +108,45 @@ _FASHION = Family(
     home="https://github.com/zalandoresearch/fashion-mnist",
 )
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (_DIGITS, _FASHION)}
+CIFAR = CifarFamily(
+    name="cifar10",
+    slug="cifar10",
+    title="CIFAR-10",
+    classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    dataset=CIFAR10,
+    content="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+    authors="Alex Krizhevsky, Vinod Nair, Geoffrey Hinton",
+    licence="none stated",
+    home="https://www.cs.toronto.edu/~kriz/cifar.html",
+    shape=(3, 32, 32),
+    plain="plain",
+)
+
+_SHAPES = Family(
+    name="shapes",
+    slug="shapes",
+    title="Shapes and textures",
+    classes=(
+        "disc",
+        "ring",
+        "square",
+        "triangle",
+        "cross",
+        "stripes",
+        "rays",
+        "chequers",
+        "dots",
+        "waves",
+    ),
+    authors="The apgd_teach authors",
+    licence="MIT",
+    home="data_scripts/make_shapes.py",
+    shape=(3, 32, 32),
+    plain="plain",
+)
+
+FAMILIES: dict[str, IdxFamily] = {family.name: family for family in (_DIGITS, _FASHION)}
+"""Of lessons 00 to 07."""
+
+COLOUR: dict[str, Family] = {family.name: family for family in (CIFAR, _SHAPES)}
+"""Of lesson 08: the second one is generated, and stands in where the first cannot be had."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,17 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from apgd_teach.data.bundled import read_bundled
-from apgd_teach.data.families import FAMILIES, Family
-from apgd_teach.data.full import (
-    NotHere,
-    UseBundled,
-    default_folder,
-    download,
-    read_downloaded,
-    read_folder,
-    valid_mirror,
-)
-from apgd_teach.data.tasks import TASKS, Task, Variant, as_task, unknown
+from apgd_teach.data.families import FAMILIES, Family, IdxFamily
+from apgd_teach.data.fetch import Unavailable, valid_budget, valid_mirror
+from apgd_teach.data.full import NotHere, default_folder, download, read_downloaded, read_folder
+from apgd_teach.data.tasks import ALL_TASKS, Task, Variant, as_task, task_names, unknown
 from apgd_teach.errors import DataError
 from apgd_teach.files import named_folder
 from apgd_teach.guard import refuse_data
@@ -40,8 +32,9 @@ TIERS = ("bundled", "full")
 class FamilyData:
     """A family's pictures as its authors published them (lesson 01).
 
-    `train_images` and `test_images` are (image, row=28, column=28) uint8, 0 the background; `train_labels` and
-    `test_labels` are (image,) uint8. `sha256` is over the names and contents of the four IDX files.
+    `train_images` and `test_images` are (image, row=28, column=28) uint8, 0 the background, or, in colour, (image,
+    row=32, column=32, channel=3); `train_labels` and `test_labels` are (image,) uint8. `sha256` is over the names and
+    contents of the files that it was read from.
     """
 
     family: Family
@@ -74,7 +67,7 @@ class Split:
 
     @property
     def images(self) -> Tensor:
-        """(image, channel=1, row=28, column=28) float32 in [0, 1]."""
+        """(image, channel, row, column) float32 in [0, 1]; a picture is (1, 28, 28), or (3, 32, 32) in colour."""
         refuse_data(f"the images of {self.task}, {self.name}")
         return self._images
 
@@ -109,9 +102,10 @@ class TaskData:
         name: "digits-rotated45".
         title: "digits, rotated 45°".
         family: "digits".
-        classes: the names of the ten classes, in the order of the labels.
+        classes: the names of the classes, in the order of the labels.
+        shape: of one picture, (channel, row, column).
         recipe: what makes the pictures from the family's, in words.
-        tier: "bundled" or "full".
+        tier: "bundled" or "full"; in colour that of `open_colour`.
         sha256: of the family's source files (names and contents), hex.
         train: what experts learn from.
         validation: the last tenth of the training file, for choosing settings; never overlaps `train`.
@@ -121,7 +115,14 @@ class TaskData:
     def __init__(self, task: Task, data: FamilyData, tier: str) -> None:
         self._task, self._data = task, data
         self.name, self.title, self.family = task.name, task.title, task.family
-        self.classes = data.family.classes
+        chosen = task.variant.classes
+        if chosen is not None and max(chosen) >= len(data.family.classes):
+            raise DataError(
+                f"The task '{task.name}' has the class {max(chosen)}, and {data.family.title} has "
+                f"{len(data.family.classes)}, counted from 0; name others."
+            )
+        self.classes = data.family.classes if chosen is None else tuple(data.family.classes[one] for one in chosen)
+        self.shape = data.family.shape
         self.tier, self.sha256 = tier, data.sha256
 
     def __repr__(self) -> str:
@@ -146,8 +147,16 @@ class TaskData:
     def _split(self, name: str) -> Split:
         refuse_data(f"the images of {self.name}, {name}")
         pixels, numbers = self._data.part(name)
+        chosen = self._task.variant.classes
+        if chosen is not None:
+            ours = np.isin(numbers, chosen)
+            pixels, numbers = (
+                pixels[ours],
+                np.argsort(chosen).astype(np.uint8)[np.searchsorted(np.sort(chosen), numbers[ours])],
+            )
         # Copied on the way to float32, so that the arrays behind stay as they were read.
-        images = torch.from_numpy(pixels.astype(np.float32) / np.float32(255)).unsqueeze(1)
+        images = torch.from_numpy(pixels.astype(np.float32) / np.float32(255))
+        images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
         labels = torch.from_numpy(numbers.astype(np.int64))
         return Split(self.name, name, self._task.apply(images, name), labels)
 
@@ -156,7 +165,7 @@ class Source:
     """One place to take tasks from; it reads each family once (lesson 00).
 
     Attributes:
-        tier: "bundled" or "full": what is really used, whatever was asked for.
+        tier: "bundled" or "full", in colour one of `COLOUR_TIERS`: what is really used, whatever was asked for.
         note: one sentence saying which data are used and, if they are not those asked for, why.
     """
 
@@ -179,8 +188,17 @@ class Source:
     @property
     def sha256(self) -> str:
         """Over the hashes of the families that are there, hex: two sources with the same one hold the same pictures."""
-        lines = [f"{name} {self.family(name).sha256}\n" for name in sorted(self._families) if name not in self._absent]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return hash_over({name: self.family(name).sha256 for name in self._families if name not in self._absent})
+
+    @property
+    def families(self) -> tuple[Family, ...]:
+        """Those that there are."""
+        return tuple(family for name, family in self._families.items() if name not in self._absent)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the course's tasks that there are."""
+        return tuple(task for family in self.families for task in task_names(family.name))
 
     def family(self, name: str) -> FamilyData:
         """The family's pictures as published, unchanged.
@@ -207,7 +225,7 @@ class Source:
         data = TaskData(wanted, self.family(wanted.family), self.tier)
         # The pictures of the course's tasks are kept once, however often they are asked for: all of them in the full
         # tier take 1.8 GB. A variant of somebody's own is theirs to keep.
-        return self._handed_out.setdefault(wanted.name, data) if TASKS.get(wanted.name) is wanted else data
+        return self._handed_out.setdefault(wanted.name, data) if ALL_TASKS.get(wanted.name) is wanted else data
 
 
 def open_source(
@@ -217,7 +235,7 @@ def open_source(
     mirror: str | None = None,
     budget_s: float = 120.0,
     progress: bool = True,
-    families: Mapping[str, Family] = FAMILIES,
+    families: Mapping[str, IdxFamily] = FAMILIES,
 ) -> Source:
     """The pictures of a tier, ready to take tasks from.
 
@@ -253,24 +271,25 @@ def open_source(
         folder = named_folder("APGD_TEACH_DATA")
     if folder is not None and mirror is not None:
         raise DataError("Both a folder and a mirror are named; name one of them.")
-    if not isinstance(budget_s, int | float) or not 0 < budget_s < math.inf:
-        raise DataError(f"The time budget is {budget_s} s; give it a number of seconds above zero.")
+    valid_budget(budget_s)
     if folder is not None:
         return _from_folder(Path(os.path.expanduser(folder)), families)
     address = None if mirror is None else valid_mirror(mirror)
     cache = default_folder()
     try:
         download(list(families.values()), cache, mirror=address, budget_s=budget_s, progress=progress)
-    except UseBundled as reason:
+    except Unavailable as reason:
         return _bundled(f"Bundled data are used instead of the full sets of {{families}}: {reason}.", families)
     note = f"Full data are used: all of {_titles(families)}, every file with the hash it should have."
-    full = Source("full", note, lambda family: _family_data(family, read_downloaded(cache, family)), families)
+    full = Source(
+        "full", note, lambda family: _family_data(family, read_downloaded(cache, families[family.name])), families
+    )
     for name in families:
         full.family(name)
     return full
 
 
-def _from_folder(root: Path, families: Mapping[str, Family]) -> Source:
+def _from_folder(root: Path, families: Mapping[str, IdxFamily]) -> Source:
     # Everything is read now, so that what is wrong with the files is said here and not in the middle of a lesson.
     found: dict[str, FamilyData] = {}
     absent: dict[str, str] = {}
@@ -303,19 +322,24 @@ def load_task(name: str | Task | Variant, source: Source | None = None) -> TaskD
     return (source or open_source()).task(name)
 
 
+def hash_over(hashes: Mapping[str, str]) -> str:
+    """SHA-256, hex, over the hashes of several things, each by its name."""
+    lines = "".join(f"{name} {digest}\n" for name, digest in sorted(hashes.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
 def _titles(families: Mapping[str, Family]) -> str:
     return " and ".join(family.title for family in families.values())
 
 
-def _bundled(note: str, families: Mapping[str, Family]) -> Source:
+def _bundled(note: str, families: Mapping[str, IdxFamily]) -> Source:
     note = note.format(families=_titles(families))
-    return Source("bundled", note, lambda family: _family_data(family, read_bundled(family)))
+    return Source("bundled", note, lambda family: _family_data(family, read_bundled(FAMILIES[family.name])))
 
 
 def _family_data(family: Family, files: tuple[dict[str, NDArray[np.uint8]], dict[str, str]]) -> FamilyData:
     """From (arrays by short name, SHA-256 of each file by name) as the readers return them."""
     arrays, hashes = files
-    lines = "".join(f"{name} {digest}\n" for name, digest in sorted(hashes.items()))
     for split in ("train", "test"):
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
         if images.ndim != 3 or labels.shape != images.shape[:1] or labels.max(initial=0) >= len(family.classes):
@@ -325,4 +349,4 @@ def _family_data(family: Family, files: tuple[dict[str, NDArray[np.uint8]], dict
             )
     for array in arrays.values():
         array.setflags(write=False)
-    return FamilyData(family=family, sha256=hashlib.sha256(lines.encode()).hexdigest(), **arrays)
+    return FamilyData(family=family, sha256=hash_over(hashes), **arrays)

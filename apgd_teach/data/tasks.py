@@ -1,8 +1,10 @@
-"""The tasks: a family of pictures and one torchvision transform each. Adding a task is one entry in `VARIANTS`."""
+"""The tasks: a family of pictures and one torchvision transform each. Adding a task is one entry in a list here."""
 
 from __future__ import annotations
 
 import hashlib
+import math
+import operator
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,10 +15,22 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from apgd_teach.data.families import FAMILIES
+from apgd_teach.data.families import COLOUR, FAMILIES, Family
 from apgd_teach.errors import DataError
 
-__all__ = ["TASKS", "VARIANTS", "Task", "Variant", "as_task", "task_names", "tasks_of"]
+__all__ = [
+    "ALL_TASKS",
+    "COLOUR_TASKS",
+    "COLOUR_VARIANTS",
+    "TASKS",
+    "VARIANTS",
+    "Task",
+    "Variant",
+    "as_task",
+    "family_of",
+    "task_names",
+    "tasks_of",
+]
 
 # Images are transformed this many at a time, to bound the memory. The noise depends on it: changing it changes tasks.
 _BLOCK = 4096
@@ -27,14 +41,17 @@ class Variant:
     """One way of showing a family; together they are a task (lesson 01).
 
     Args:
-        family: a name in `FAMILIES`.
+        family: a name in `FAMILIES` or `COLOUR`.
         name: how the task's name ends: "rotated45" makes "digits-rotated45". It becomes part of files' names.
-        transform: a torchvision transform (or any function) from (image, channel=1, row=28, column=28) float32 in
-            [0, 1] to the same shape and range. It is given a block of images at once, so a transform of torchvision
-            that draws its parameters once per call (a random rotation, say) turns a whole block alike; set `each`.
+        transform: a torchvision transform (or any function) from (image, channel, row, column) float32 in [0, 1] to
+            the same shape and range; (channel, row, column) is the family's, (1, 28, 28) or (3, 32, 32). It is given a
+            block of images at once, so a transform of torchvision that draws its parameters once per call (a random
+            rotation, say) turns a whole block alike; set `each`.
         seed: makes another draw of a random transform; None is the first one.
         title: how the variant is called in sentences, when that is not its name.
         each: give the transform one image at a time, (channel, row, column).
+        classes: the labels of the classes that belong to the task; all by default. The task's own labels count them
+            from 0, in this order.
 
     Raises:
         DataError: the name cannot be part of a file's name on every system, or something is of the wrong type.
@@ -46,6 +63,7 @@ class Variant:
     seed: int | None = None
     title: str = ""
     each: bool = False
+    classes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.family, str):
@@ -62,6 +80,8 @@ class Variant:
             )
         if not (self.seed is None or isinstance(self.seed, Integral)):
             raise DataError(f"The seed of variant '{self.name}' is {self.seed!r}; give a whole number, or None.")
+        if self.classes is not None:
+            object.__setattr__(self, "classes", _labels(self.name, self.classes))
 
 
 @dataclass(frozen=True)
@@ -82,8 +102,13 @@ class Task:
 
     @property
     def family(self) -> str:
-        """The family's name, a key of `FAMILIES`."""
+        """The family's name, a key of `FAMILIES` or `COLOUR`."""
         return self.variant.family
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one picture: (channel, row, column)."""
+        return family_of(self.family).shape
 
     @property
     def recipe(self) -> str:
@@ -93,10 +118,11 @@ class Task:
         """
         said = repr(self.variant.transform)
         if re.search(r"<function|<lambda>| object at | at 0x", said):
-            pictures = self.apply(torch.linspace(0, 1, 8 * 28 * 28).reshape(8, 1, 28, 28), "recipe")
+            pictures = self.apply(torch.linspace(0, 1, 8 * math.prod(self.shape)).reshape(8, *self.shape), "recipe")
             levels = (pictures * 255).round().to(torch.uint8).numpy().tobytes()
             said = f"function, pictures {hashlib.sha256(levels).hexdigest()[:16]}"
-        return f"{said}, seed {self.variant.seed}, each {self.variant.each}"
+        of = "" if self.variant.classes is None else f", classes {list(self.variant.classes)}"
+        return f"{said}, seed {self.variant.seed}, each {self.variant.each}{of}"
 
     def apply(self, images: Tensor, split: str) -> Tensor:
         """The task's pictures from its family's.
@@ -105,11 +131,11 @@ class Task:
         process sees the same pictures, and the caller's random numbers go on as if nothing had been drawn.
 
         Args:
-            images: (image, channel=1, row=28, column=28) float32 in [0, 1].
+            images: (image, channel, row, column) float32 in [0, 1].
             split: "train", "validation" or "test".
 
         Returns:
-            (image, channel=1, row=28, column=28) float32 in [0, 1].
+            (image, channel, row, column) float32 in [0, 1].
 
         Raises:
             DataError: the transform changed shape or type, or left [0, 1].
@@ -141,6 +167,30 @@ class Task:
         return self.variant.transform(images)
 
 
+def _labels(name: str, classes: object) -> tuple[int, ...]:
+    """The labels of a variant's classes as plain numbers."""
+    wrong = DataError(f"The classes of variant '{name}' are {classes!r}; give two labels or more, each once, from 0.")
+    try:
+        labels = tuple(operator.index(label) for label in classes)  # type: ignore[attr-defined]
+    except TypeError:
+        raise wrong from None
+    if len(labels) < 2 or len(set(labels)) < len(labels) or min(labels) < 0:
+        raise wrong
+    return labels
+
+
+def family_of(name: str) -> Family:
+    """A family, grey or in colour, by its name.
+
+    Raises:
+        DataError: there is none of that name; the nearest ones are suggested.
+    """
+    known: dict[str, Family] = {**FAMILIES, **COLOUR}
+    if name not in known:
+        raise DataError(unknown("family", name, known))
+    return known[name]
+
+
 def _type(value: object) -> str:
     return type(value).__name__
 
@@ -165,6 +215,26 @@ VARIANTS: list[Variant] = [
 ]
 
 
+COLOUR_VARIANTS: list[Variant] = [
+    variant
+    for family, halves in (
+        ("cifar10", {"vehicles": (0, 1, 8, 9), "animals": (2, 3, 4, 5, 6, 7)}),
+        ("shapes", {"figures": (0, 1, 2, 3, 4), "textures": (5, 6, 7, 8, 9)}),
+    )
+    for variant in (
+        Variant(family, "plain", v2.Identity()),
+        Variant(family, "grey", v2.Grayscale(3)),
+        Variant(family, "negative", v2.RandomInvert(p=1.0)),
+        Variant(family, "hue", v2.ColorJitter(hue=(1 / 3, 1 / 3)), title="hues turned by a third"),
+        Variant(family, "noisy", v2.GaussianNoise(sigma=0.15, clip=True)),
+        Variant(family, "blurred", v2.GaussianBlur(5, sigma=(1.0, 1.0))),
+        Variant(family, "rotated90", v2.RandomRotation((90, 90)), title="rotated 90°"),
+        Variant(family, "flipped", v2.RandomVerticalFlip(p=1.0)),
+        *(Variant(family, half, v2.Identity(), classes=classes) for half, classes in halves.items()),
+    )
+]
+
+
 def tasks_of(variants: Iterable[Variant]) -> dict[str, Task]:
     """The tasks of `variants` by name, in their order.
 
@@ -174,8 +244,7 @@ def tasks_of(variants: Iterable[Variant]) -> dict[str, Task]:
     tasks: dict[str, Task] = {}
     for variant in variants:
         task = Task(variant)
-        if variant.family not in FAMILIES:
-            raise DataError(unknown("family", variant.family, FAMILIES))
+        family_of(variant.family)
         if task.name in tasks:
             raise DataError(f"Two variants make the task '{task.name}'; give one of them another name.")
         tasks[task.name] = task
@@ -192,6 +261,12 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
 
 
 TASKS: dict[str, Task] = tasks_of(VARIANTS)
+"""Of lessons 00 to 07."""
+
+COLOUR_TASKS: dict[str, Task] = tasks_of(COLOUR_VARIANTS)
+"""Of lesson 08, for both of its families."""
+
+ALL_TASKS: dict[str, Task] = {**TASKS, **COLOUR_TASKS}
 
 
 def as_task(task: str | Task | Variant) -> Task:
@@ -203,14 +278,24 @@ def as_task(task: str | Task | Variant) -> Task:
     if isinstance(task, Variant):
         return Task(task)
     if isinstance(task, str):
-        if task not in TASKS:
-            raise DataError(unknown("task", task, TASKS))
-        return TASKS[task]
+        if task not in ALL_TASKS:
+            raise DataError(unknown("task", task, TASKS if not task.startswith(tuple(COLOUR)) else COLOUR_TASKS))
+        return ALL_TASKS[task]
     if not isinstance(task, Task):
         raise DataError(f"A task cannot be of type {_type(task)}; give its name, as in 'digits-upright', or a Variant.")
     return task
 
 
-def task_names() -> list[str]:
-    """The names of the tasks, in the order of the course: the digits, then the fashion."""
-    return list(TASKS)
+def task_names(family: str | None = None) -> list[str]:
+    """The names of the tasks, in the order of the course: the digits, then the fashion.
+
+    Args:
+        family: of this family alone; those of the colour family only in this way.
+
+    Raises:
+        DataError: there is no such family.
+    """
+    if family is None:
+        return list(TASKS)
+    family_of(family)
+    return [name for name, task in ALL_TASKS.items() if task.family == family]

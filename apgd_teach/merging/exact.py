@@ -65,10 +65,29 @@ def full_solution(quadratic: Full, start: Tensor, basis: Tensor, kind: str, stre
 
     Source: method.md §3. Lesson: 06.
     """
-    values, vectors = eigh(quadratic.gram)
-    filtered = (quadratic.gradient(start) @ vectors) * spectral_filter(values.clamp_min(0), kind, strength) @ vectors.mT
+    values, vectors = _directions(quadratic)
+    shares = spectral_filter(values.clamp_min(0), kind, strength)[: vectors.shape[1]]
+    filtered = (quadratic.gradient(start) @ vectors) * shares @ vectors.mT
     # Last, so that no small eigenvalue blows up what rounding leaves of the protected part.
     return start - off(basis, filtered)
+
+
+def _directions(quadratic: Full) -> tuple[Tensor, Tensor]:
+    """G's eigenvalues (in,), and the eigenvectors (in, k) of the first k; the others are 0, and no gradient goes there.
+
+    Where G = F Fᵀ with few columns in F, the vectors are F W e^-½ from Fᵀ F = W e Wᵀ: in double precision, since that
+    divides by the root of what may be next to nothing.
+    """
+    factor = quadratic.factor
+    if factor is None or factor.device.type == "mps":
+        return eigh(quadratic.gram)
+    double = factor.double()
+    values, inner = eigh(double.mT @ double)
+    there = values > 1e-12 * values.max() if len(values) else values > 0
+    vectors = (double @ inner[:, there] / values[there].sqrt()).to(factor.dtype)
+    padded = factor.new_zeros(len(factor))
+    padded[: vectors.shape[1]] = values[there].to(factor.dtype)
+    return padded, vectors
 
 
 def conjugate_gradients(
@@ -112,7 +131,7 @@ def conjugate_gradients(
 
 
 def row_solution(
-    quadratic: PerRow, start: Tensor, basis: Tensor, *, tolerance: float = 1e-4, steps: int = 100
+    quadratic: PerRow, start: Tensor, basis: Tensor, *, tolerance: float = 1e-4, steps: int = 300
 ) -> tuple[Tensor, int]:
     """Meet the equations of `row` under P(M − S) = 0, nearest to S, where all of them can be met.
 

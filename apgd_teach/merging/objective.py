@@ -124,6 +124,8 @@ class Full:
         gram: G = Σ Hⱼ, shape (in, in).
         target: B = Σ τⱼ Hⱼ, shape (out, in).
         constant: Σ tr(τⱼ Hⱼ τⱼᵀ), so that `value` is the surrogate and not only its moving part.
+        factor: F with G = F Fᵀ, shape (in, k), where the tasks have fewer directions together than the layer has
+            inputs; else None. What G is decomposed by: of k directions that costs (k/in)³ as much.
 
     Source: method.md §2.3, §4C; with p = 2 and no protection WUDI, arXiv 2503.08099. Lesson: 06.
     """
@@ -131,6 +133,7 @@ class Full:
     gram: Tensor
     target: Tensor
     constant: Tensor
+    factor: Tensor | None = None
 
     def value(self, update: Tensor) -> Tensor:
         """The surrogate at M (out, in), halved."""
@@ -178,17 +181,22 @@ def _full(task_vectors: Tensor, power: float, top: int | None) -> Full:
     gram = task_vectors.new_zeros(columns, columns)
     target = task_vectors.new_zeros(out, columns)
     constant = task_vectors.new_zeros(())
+    few = len(task_vectors) * min(out, columns, top or out) < columns
+    factors = []
     # One task at a time, each forgotten before the next: a stack of (in, in) matrices would be the largest thing in
     # memory.
     for tau in task_vectors:
-        constant += _add(gram, target, tau, power, top)
-    return Full(gram, target, constant)
+        more, factor = _add(gram, target, tau, power, top, few)
+        constant += more
+        factors.append(factor)
+    return Full(gram, target, constant, torch.cat(factors, dim=1) if few else None)
 
 
-def _add(gram: Tensor, target: Tensor, tau: Tensor, power: float, top: int | None) -> Tensor:
-    """Add one task's H to G and τH to B; tr(τHτᵀ) is what comes back."""
+def _add(gram: Tensor, target: Tensor, tau: Tensor, power: float, top: int | None, few: bool) -> tuple[Tensor, Tensor]:
+    """Add one task's H to G and τH to B; tr(τHτᵀ) comes back and, where asked for, H's own factor (in, direction)."""
     out, columns = tau.shape
-    nothing = tau.new_zeros(())
+    no_factor = tau.new_zeros(columns, 0)
+    nothing = tau.new_zeros(()), no_factor
     if power == 2 and top is None:
         size = tau.square().sum()
         if not size > 0:
@@ -196,7 +204,8 @@ def _add(gram: Tensor, target: Tensor, tau: Tensor, power: float, top: int | Non
         one = tau.mT @ tau / size
         gram += one
         target += tau @ one
-        return size * one.square().sum() if columns <= out else (tau @ tau.mT).square().sum() / size
+        constant = size * one.square().sum() if columns <= out else (tau @ tau.mT).square().sum() / size
+        return constant, tau.mT / size.sqrt() if few else no_factor
     vectors, values = right_vectors(tau)
     # A direction without a singular value has no weight, p = 0 or not.
     used = values > values[:1] * 4 * torch.finfo(values.dtype).eps ** 0.5
@@ -215,4 +224,4 @@ def _add(gram: Tensor, target: Tensor, tau: Tensor, power: float, top: int | Non
     else:
         gram.addmm_(scaled, scaled.mT)
         target.addmm_(tau @ scaled, scaled.mT)
-    return (values.square() * weights).sum() / total
+    return (values.square() * weights).sum() / total, scaled if few else no_factor

@@ -29,7 +29,7 @@ committed = pytest.mark.parametrize("name", NAMES)
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """`benchmarks/settings.py`, with its results in a folder of the test; nothing that it registers stays behind."""
-    networks, features, eigh = dict(models.ENCODERS), dict(models.FEATURES), torch.linalg.eigh
+    networks, eigh = dict(models.ENCODERS), torch.linalg.eigh
     monkeypatch.setenv("RESULTS", str(tmp_path / "results.json"))
     monkeypatch.syspath_prepend(str(FOLDER))
     before = {name: sys.modules.pop(name, None) for name in ("pools", "settings")}
@@ -43,9 +43,8 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleTyp
             sys.modules.pop(name, None)
             if module is not None:
                 sys.modules[name] = module
-        for registry, old in ((models.ENCODERS, networks), (models.FEATURES, features)):
-            registry.clear()
-            registry.update(old)
+        models.ENCODERS.clear()
+        models.ENCODERS.update(networks)
         torch.linalg.eigh = eigh
 
 
@@ -124,14 +123,13 @@ def test_the_settings_of_a_part_are_all_of_them_and_only_the_networks_asked_for(
 
 
 def test_the_network_of_its_own_can_be_made(pools: ModuleType) -> None:
-    encoder = models.ENCODERS["deep"]()
-    assert encoder(torch.rand(2, 1, 28, 28)).shape == (2, models.FEATURES["deep"])
+    encoder = models.make_encoder("deep", 0)
+    assert encoder(torch.rand(2, 1, 28, 28)).shape == (2, models.ENCODERS["deep"].features)
 
 
 def test_importing_the_study_leaves_nothing_behind() -> None:
     """As the fixture of the tests before this one left it."""
     assert "deep" not in models.ENCODERS
-    assert "deep" not in models.FEATURES
     assert "pools" not in sys.modules
     assert torch.linalg.eigh.__module__ != "settings"
 

@@ -16,4 +16,4 @@ def test_the_examples_of_the_page_on_data_run(block: str) -> None:
 
 
 def test_the_page_shows_at_least_two_examples_that_run() -> None:
-    assert len([b for b in BLOCKS if "full" not in b and not b.startswith(" ")]) == 2
+    assert len([b for b in BLOCKS if "full" not in b and not b.startswith(" ")]) == 3

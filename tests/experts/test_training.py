@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from apgd_teach.data import Source
 from apgd_teach.errors import ApgdTeachError
 from apgd_teach.merging import fingerprint
-from apgd_teach.models import FEATURES, make_encoder
+from apgd_teach.models import ENCODERS, make_encoder
 from apgd_teach.training import BASE, REGIMES, Recipe, fine_tune, fit_head, recipe, train_base, train_jointly
 
 CPU = torch.device("cpu")
@@ -122,7 +122,7 @@ def test_without_warmup_the_first_step_is_the_highest() -> None:
 def trained(source: Source, how: Recipe, task: str = "digits-upright", seed: int = 0) -> dict[str, Tensor]:
     """The encoder of seed 0 fine-tuned under a head fitted on it."""
     data, encoder = source.task(task), make_encoder("mlp", 0)
-    head = nn.Linear(FEATURES["mlp"], 10)
+    head = nn.Linear(ENCODERS["mlp"].features, 10)
     head.load_state_dict(fit_head(encoder, data, CPU, nobody).state)
     return fine_tune(encoder, head, data, how, seed, CPU, nobody).state
 
@@ -142,7 +142,7 @@ def test_an_expert_starts_from_the_encoder_that_it_is_given(source: Source, opti
 def test_training_lowers_the_loss_on_what_it_is_trained_on(source: Source, optimizer: str) -> None:
     losses: list[float] = []
     data, encoder = source.task("fashion-upright"), make_encoder("mlp", 0)
-    head = nn.Linear(FEATURES["mlp"], 10)
+    head = nn.Linear(ENCODERS["mlp"].features, 10)
     head.load_state_dict(fit_head(encoder, data, CPU, nobody).state)
     how = recipe("hot", optimizer, 31)
     fine_tune(encoder, head, data, how, 0, CPU, lambda step, loss: losses.append(loss))
@@ -163,7 +163,7 @@ def test_a_gradient_is_shortened_so_that_the_hottest_step_stays_finite(source: S
 
 def test_every_sgd_step_is_as_long_as_its_learning_rate_times_the_clipped_gradient(source: Source) -> None:
     data, encoder = source.task("digits-upright"), make_encoder("mlp", 0)
-    head = nn.Linear(FEATURES["mlp"], 10)
+    head = nn.Linear(ENCODERS["mlp"].features, 10)
     head.load_state_dict(fit_head(encoder, data, CPU, nobody).state)
     how = Recipe("sgd", 0.5, 8, momentum=0.0, warmup=0.5, clip=0.01)
     before, lengths = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}, []
@@ -178,7 +178,7 @@ def test_every_sgd_step_is_as_long_as_its_learning_rate_times_the_clipped_gradie
 
 def test_the_head_is_frozen_while_an_expert_is_trained(source: Source) -> None:
     data, encoder = source.task("digits-upright"), make_encoder("mlp", 0)
-    head = nn.Linear(FEATURES["mlp"], 10)
+    head = nn.Linear(ENCODERS["mlp"].features, 10)
     before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
     state = fine_tune(encoder, head, data, recipe("hot", steps=3), 0, CPU, nobody).state
     assert distance(head.state_dict(), before) == 0
@@ -208,7 +208,7 @@ def test_another_seed_is_another_order_of_the_data(source: Source) -> None:
 
 
 def fitted(source: Source, task: str, encoder: nn.Module) -> nn.Linear:
-    head = nn.Linear(FEATURES["mlp"], 10)
+    head = nn.Linear(ENCODERS["mlp"].features, 10)
     head.load_state_dict(fit_head(encoder, source.task(task), CPU, nobody).state)
     return head
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -309,7 +311,7 @@ def test_a_long_way_of_rows_ends_in_float32_and_moves_nothing_that_is_to_stay(mo
     tau = 0.01 * torch.randn(8, 64, 100, generator=draws) * 10 ** (2 * torch.rand(64, 1, generator=draws))
     start, basis = tau.mean(dim=0), shared_basis(tau, 11)
     found, taken = minimise(objective(tau, "row"), start, basis)
-    assert 50 < taken < 100
+    assert 50 < taken < 300
     assert not calls
     assert float((basis.mT @ (found - start)).norm()) < 1e-5 * float((basis.mT @ start).norm())
 
@@ -464,3 +466,38 @@ def test_inputs_stay_as_they_are() -> None:
     full_solution(objective(tau, "full"), start, basis, "time", 1.0)
     assert torch.equal(start, before[0])
     assert torch.equal(basis, before[1])
+
+
+# Few tasks in a wide layer: G is decomposed by way of its factor
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("kind", "strength"), [("time", 3.0), ("time", 100.0), ("cutoff", 1e-3), ("cutoff", 0.0)])
+@pytest.mark.parametrize(("power", "top"), [(2.0, None), (1.5, None), (2.0, 3)])
+def test_the_way_by_the_factor_leads_to_the_same_answer(dtype, kind: str, strength: float, power: float, top) -> None:
+    tau, start, basis = problem((3, 7, 40), 2)
+    exact = replace(objective(tau, "full", power=power, top=top), factor=None)
+    quadratic = objective(tau.to(dtype), "full", power=power, top=top)
+    assert quadratic.factor is not None
+    near = 1e-4 if dtype == torch.float32 else 1e-9
+    close(quadratic.factor @ quadratic.factor.mT, exact.gram, near)
+    found = full_solution(quadratic, start.to(dtype), basis.to(dtype), kind, strength)
+    assert found.dtype == dtype
+    close(found, full_solution(exact, start, basis, kind, strength), near)
+
+
+def test_there_is_a_factor_only_where_it_is_the_shorter_way() -> None:
+    assert objective(draw(3, 7, 40), "full").factor.shape == (40, 21)
+    assert objective(draw(3, 7, 21), "full").factor is None
+    assert objective(draw(3, 7, 40), "full", top=4).factor.shape == (40, 12)
+    assert objective(draw(8, 7, 40), "full").factor is None
+
+
+@pytest.mark.parametrize("kind", ["time", "cutoff"])
+def test_tasks_that_agree_or_did_not_move_leave_the_factor_without_rank(kind: str) -> None:
+    one = draw(4, 30)
+    start = one / 2
+    for tau in (torch.stack([one, one]), torch.stack([one, torch.zeros_like(one)]), torch.zeros(2, 4, 30).double()):
+        quadratic = objective(tau, "full")
+        found = full_solution(quadratic, start, draw(4, 0), kind, 1e-3)
+        close(found, full_solution(replace(quadratic, factor=None), start, draw(4, 0), kind, 1e-3), 1e-9)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from apgd_teach.cache import Cache
 from apgd_teach.experts import Pool, make_pool
-from apgd_teach.models import ENCODERS
+from apgd_teach.models import ENCODERS, Network
 
 TASKS = ("digits-upright", "digits-noisy", "fashion-flipped")
 
@@ -67,7 +67,7 @@ def small(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pool]:
 
     def of(network: str) -> Pool:
         kind = NETWORKS[network]
-        monkeypatch.setitem(ENCODERS, network, kind)
+        monkeypatch.setitem(ENCODERS, network, Network(kind, 5, (1, 28, 28)))
 
         def state(seed: int) -> dict[str, Tensor]:
             with torch.random.fork_rng(devices=[]):

@@ -11,14 +11,16 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apgd_teach.cache import Cache
+from apgd_teach.data import open_colour
 from apgd_teach.errors import ApgdTeachError, DataAccessError
 from apgd_teach.evaluate import compare
 from apgd_teach.experts import Pool, make_pool
 from apgd_teach.merging import Merged, fingerprint, merge
-from apgd_teach.references import adamerging, entropy, gram_matrices, joint, regmean
+from apgd_teach.references import adamerging, entropy, gram_matrices, joint, recalibrated, regmean
 from apgd_teach.training import Recipe
 
 Small = Callable[[str], Pool]
@@ -393,3 +395,71 @@ def test_a_gpu_makes_nearly_the_same(pool: Pool, tmp_path: Path, name: str) -> N
     there = ALL[name](dataclasses.replace(pool, device=torch.device("cuda")), tmp_path).state_dict
     for key, tensor in ALL[name](pool, tmp_path).state_dict.items():
         torch.testing.assert_close(there[key], tensor, rtol=1e-3, atol=1e-4)
+
+
+# Statistics measured again
+
+
+@pytest.fixture(scope="module")
+def batchnorms(tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    return make_pool(
+        "colour-resnet",
+        tasks=["shapes-plain", "shapes-negative", "shapes-figures"],
+        base_steps=6,
+        regime=Recipe("sgd", 0.05, 6, batch_size=32),
+        source=open_colour("generated", per_class=40),
+        device="cpu",
+        cache=Cache(tmp_path_factory.mktemp("batchnorms")),
+        progress=False,
+    )
+
+
+def test_statistics_are_measured_again_and_no_weight_changes(batchnorms: Pool) -> None:
+    merged = merge(batchnorms.base, batchnorms.experts, "average")
+    before = {key: tensor.clone() for key, tensor in merged.state_dict.items()}
+    again = recalibrated(batchnorms, merged, images=60)
+    changed = {key for key in before if not torch.equal(before[key], again.state_dict[key])}
+    assert changed == {key for key in before if "running_" in key or key.endswith("num_batches_tracked")}
+    assert all(torch.equal(before[key], tensor) for key, tensor in merged.state_dict.items())
+    assert again.audit.data_used == "unlabelled"
+    reasons = {row.name: row.reason for row in again.audit.rows}
+    assert reasons["stem.1.running_var"] == "measured again on 60 images of each task"
+    assert reasons["stem.0.weight"] == {row.name: row.reason for row in merged.audit.rows}["stem.0.weight"]
+    assert recalibrated(batchnorms, merged, images=20, split="test").audit.data_used == "test"
+
+
+def test_the_first_layers_statistics_are_those_of_all_images_together(batchnorms: Pool) -> None:
+    merged = merge(batchnorms.base, batchnorms.experts, "average")
+    again = recalibrated(batchnorms, merged, images=42)
+    pictures = torch.stack([batchnorms.tasks[task].train.images[:42] for task in sorted(batchnorms.tasks)])
+    with torch.no_grad():
+        seen = F.conv2d(2 * pictures.flatten(0, 1) - 1, merged.state_dict["stem.0.weight"], stride=2, padding=1)
+    torch.testing.assert_close(again.state_dict["stem.1.running_mean"], seen.mean(dim=(0, 2, 3)), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(again.state_dict["stem.1.running_var"], seen.var(dim=(0, 2, 3)), atol=1e-3, rtol=1e-3)
+
+
+def test_measuring_again_what_was_measured_on_the_same_images_changes_nothing(batchnorms: Pool) -> None:
+    once = recalibrated(batchnorms, merge(batchnorms.base, batchnorms.experts, "average"), images=60)
+    twice = recalibrated(batchnorms, once, images=60)
+    for key, tensor in once.state_dict.items():
+        torch.testing.assert_close(twice.state_dict[key], tensor)
+
+
+def test_a_network_without_statistics_gets_a_sentence(pool: Pool) -> None:
+    with pytest.raises(ApgdTeachError, match=r"the network 'mlp' keeps no statistics, so there is nothing to measure"):
+        recalibrated(pool, merge(pool.base, pool.experts, "average"))
+
+
+def test_no_statistics_are_measured_inside_a_merge(batchnorms: Pool) -> None:
+    merged = merge(batchnorms.base, batchnorms.experts, "average")
+
+    @dataclasses.dataclass(frozen=True)
+    class Peeking:
+        name: ClassVar[str] = "peeking"
+
+        def __call__(self, task_vectors: Tensor) -> Tensor:
+            recalibrated(batchnorms, merged, images=4)
+            return task_vectors.mean(dim=0)
+
+    with pytest.raises(DataAccessError):
+        merge(batchnorms.base, batchnorms.experts, Peeking())
