@@ -1,0 +1,421 @@
+# %% [markdown]
+# # 08 · Colour images on a GPU
+#
+# **By the end you will have shown that** the same code merges colour networks of three kinds, on whatever device is
+# here, and which of the course's findings hold for them.
+#
+# *Before this:* [07 · An honest comparison](07_honest_comparison.ipynb).
+
+# %% tags=["parameters"]
+PROFILE = "fast"
+SEED = 0
+DATA = "auto"  # "cifar10" fetches 170 MB; APGD_TEACH_CIFAR names a copy; "generated" needs nothing
+
+# %%
+from functools import partial
+
+import torch
+from apgd_teach.course.header import header
+from apgd_teach.course.profiles import use_profile
+from apgd_teach.course.prose import say
+from apgd_teach.data import open_colour
+from apgd_teach.devices import describe_device, pick_device
+from apgd_teach.lessons import problem
+
+profile = use_profile(PROFILE)
+source = open_colour(DATA, per_class=profile.colour_per_class)
+(family,) = source.families
+print(source.note)
+device = pick_device("auto")
+
+# %% tags=["machine"]
+header("08")
+
+# %% [markdown]
+# ## The pictures
+#
+# CIFAR-10 states no licence, so no picture of it is shown here, and none lies in the repository. What is shown are the
+# *generated* shapes and textures, which stand in for it where it cannot be had, and which are not CIFAR-10. The
+# variants are the same for both: eight that keep the classes, and two halves of the classes, each with a head of its
+# own.
+
+# %%
+from apgd_teach.figures import draw_tasks, show
+
+example = open_colour("generated", per_class=10)
+show(draw_tasks({name: example.task(name) for name in example.tasks}))
+
+# %%
+names = list(source.tasks)[: profile.colour_tasks]
+T = len(names)
+titles = {name: source.task(name).title for name in names}
+say(
+    f"The results below are of **{family.title}** (tier `{source.tier}`), {T} tasks: {'; '.join(titles.values())}. "
+    + (
+        "So they are no results on CIFAR-10."
+        if source.tier in ("generated", "pictures")
+        else "Its licence: none stated."
+    )
+)
+
+# %% [markdown]
+# ## Three networks
+#
+# * **colour-convnet**: three convolutions with GroupNorm. A GroupNorm keeps no statistics; its scales and shifts are
+#   vectors.
+# * **colour-resnet**: residual blocks with BatchNorm, which keeps the mean and variance of what it saw in training: of
+#   *data*.
+# * **colour-vit**: a small vision transformer, the family of networks that the paper merges.
+#
+# A merge asks of every tensor what it is (lesson 02's audit): a weight with an output and an input side goes through
+# the method, vectors are averaged, integers stay.
+
+# %%
+from collections import Counter
+
+from apgd_teach.merging import policy_of
+from apgd_teach.models import count_parameters, make_encoder
+from apgd_teach.tables import Table
+
+COLOUR = ("colour-convnet", "colour-resnet", "colour-vit")
+kinds = {name: Counter(map(str, policy_of(make_encoder(name, 0)).values())) for name in COLOUR}
+Table(
+    ("network", "parameters", "merged as weights", "averaged", "kept"),
+    [
+        (
+            name,
+            count_parameters(make_encoder(name, 0)),
+            *(counts[action] for action in ("merge", "average", "keep")),
+        )
+        for name, counts in kinds.items()
+    ],
+    caption="What a merge does with the tensors of each network",
+    note="Averaged are biases, scales and shifts, a BatchNorm's statistics, the transformer's class token and places.",
+)
+
+# %% [markdown]
+# ## As fast as the machine
+#
+# Experts do not depend on each other, and each is a small training: data on the device, and nothing waited for. What
+# else pays depends on the machine. Each *way* below takes a training step by turns with the plain one, so that a noisy
+# machine slows all alike: *channels last* is another layout in memory, *bfloat16* computes with fewer digits what bears
+# it, *compiled* makes one program of the network.
+#
+# > **Predict before you run.** Which of them will pay here, and by what factor?
+
+# %% tags=["machine"]
+from apgd_teach.machine import WAYS, Way, pace, pace_table, quickest
+
+# To compile takes a while: in `fast`, only where there is an accelerator.
+ways = [way for way in WAYS if not way.compiled or device.type == "cuda" or PROFILE == "full"]
+paces = pace("colour-convnet", device, ways, batch_size=profile.colour_batch)
+pace_table("colour-convnet", paces, describe_device(device))
+
+# %% [markdown]
+# On a CPU the course trains in the plain way whatever the table says: its numbers are the reference. On a GPU it takes
+# the quickest, if that is at least a tenth faster in three of four rounds. (Several GPUs: `make_pool(…, workers=4)`
+# trains so many experts at once, each in a process of its own. Several machines: the same, inside
+# `joblib.parallel_config(backend="dask")`.)
+#
+# ## Base and experts
+#
+# As in lesson 07: three seeds, each with a base, heads and experts of its own, mildly fine-tuned. (The base is trained
+# under random shifts, hues, inversion, transposition, noise and blur.)
+
+# %%
+from apgd_teach.experts import make_pool
+from apgd_teach.training import Recipe
+
+way = Way() if device.type == "cpu" else quickest(paces)
+small = {"batch_size": profile.colour_batch}
+BASE = Recipe("adamw", 1e-3, steps=profile.colour_base_steps, weight_decay=0.01, **small)
+EXPERT = Recipe("sgd", 0.02, steps=profile.colour_steps, **small)
+SEEDS = [SEED, SEED + 10, SEED + 20]
+pool_of = partial(make_pool, base_steps=BASE, regime=EXPERT, source=source, device=device, way=way)
+pools = {seed: pool_of("colour-convnet", tasks=names, seed=seed) for seed in SEEDS}
+
+# %%
+from apgd_teach.merging.statedict import relative_norm
+
+first = pools[SEED]
+lengths = [100 * relative_norm(first.base, expert) for expert in first.experts.values()]
+say(
+    f"The experts of the first seed are {min(lengths):.1f} to {max(lengths):.1f} % of ‖θ₀‖ away from their base."
+)
+
+# %% [markdown]
+# ## The same merges
+#
+# The methods of lesson 07 that carry the course's story, as they come, with the rules of that lesson.
+#
+# > **Predict before you run.** In what order will they come, and on which side of the base will the average stand?
+
+# %%
+from apgd_teach import merging
+from apgd_teach.figures import Slider, draw_methods, panel
+from apgd_teach.trials import try_methods
+
+PAPER = merging.Apgd(granularity="row", protect=1 / 6, trim=0.3, flatten=0.0)
+METHODS = {
+    "average": merging.Average(),
+    "task arithmetic, λ = 0.3": merging.TaskArithmetic(0.3),
+    "TIES": merging.Ties(),
+    "TSV-M": merging.TsvM(),
+    "WUDI": merging.Wudi(),
+    "the paper": PAPER,
+    "the published code": merging.ApgdPublished(),
+    "apgd": merging.Apgd(),
+}
+trials = try_methods(pools, METHODS, images=profile.colour_images, title="colour-convnet")
+named = {"all tasks": "all", **{title: name for name, title in titles.items()}}
+panel(
+    lambda seed, task: draw_methods(trials.compared[seed], task=named[task]),
+    title="All methods on one pool, in colour",
+    static=[{"seed": seed} for seed in SEEDS[:2]],
+    seed=Slider("seed", SEEDS),
+    task=Slider("task", list(named)),
+)
+
+# %%
+trials.standing(
+    title=f"colour-convnet, {family.title}", bold=("the paper", "the published code", "apgd")
+)
+
+# %% [markdown]
+# Task by task, the mean over the seeds:
+
+# %%
+from statistics import fmean
+
+SHOWN = ("base", "experts", "average", "task arithmetic, λ = 0.3", "the published code", "apgd")
+
+
+def task_mean(label, task):
+    """Accuracy (%) of one network on one task, the mean over the seeds."""
+    found = []
+    for one in trials.compared.values():
+        scores = (
+            one.base
+            if label == "base"
+            else one.experts
+            if label == "experts"
+            else one.merged[label]
+        )
+        found.append(scores[task].accuracy)
+    return fmean(found)
+
+
+Table(
+    ("task", *SHOWN),
+    [(titles[task], *(task_mean(label, task) for label in SHOWN)) for task in names],
+    caption="Accuracy (%) by task, mean over three seeds",
+    note=f"First {profile.colour_images:,} test images of each task at most. Tier: {source.tier}.",
+)
+
+# %% [markdown]
+# ## What a BatchNorm remembers
+#
+# A BatchNorm subtracts a mean and divides by a standard deviation that were measured in training. Each expert measured
+# them on its own task's images, in its own network. A merge can average them, and that is wrong twice over: the merged
+# weights make other activations, and a variance of all images is more than the mean of the tasks' variances. How much
+# more?
+
+# %%
+problem("08.1")
+
+
+# %% tags=["exercise"]
+def pooled(means, variances):
+    # your code: begin
+    return means.mean(dim=0), variances.mean(dim=0) + means.var(dim=0, correction=0)
+    # your code: end
+
+
+problem("08.1").check(pooled)
+
+# %% [markdown] tags=["solution"]
+# The distance of an image from the mean of all is that from its own task's mean and that of this mean from the mean of
+# all; the two are uncorrelated, so the variances add up.
+
+# %% [markdown]
+# With the statistics that the experts of a residual network carry, layer by layer:
+
+# %%
+pooled = problem("08.1").use(pooled)
+resnet = pool_of("colour-resnet", tasks=names[: max(3, T // 2)], seed=SEED)
+norms = [key.removesuffix(".running_mean") for key in resnet.base if key.endswith(".running_mean")]
+rows = []
+for name in norms:
+    stacks = [
+        torch.stack([expert[f"{name}.{what}"] for expert in resnet.experts.values()])
+        for what in ("running_mean", "running_var")
+    ]
+    _, together = pooled(*stacks)
+    rows.append((name, 100 * float((together / stacks[1].mean(dim=0) - 1).mean())))
+Table(
+    ("BatchNorm", "variance of all above the mean of the experts', %"),
+    rows,
+    digits=1,
+    caption="What averaging the experts' variances leaves out",
+    note="Mean over the channels.",
+)
+
+# %% [markdown]
+# To *measure* them again in the merged network takes images, though no labels: a method that does so is one that uses
+# unlabelled data, and the table says so.
+#
+# > **Predict before you run.** How much of what the merge lost do statistics win back, on the average and on `apgd`?
+
+# %%
+from apgd_teach.evaluate import compare
+from apgd_teach.merging import merge
+from apgd_teach.references import recalibrated
+
+RESNET = {"average": "average", "apgd": "apgd"}
+made = {label: merge(resnet.base, resnet.experts, method) for label, method in RESNET.items()}
+made |= {
+    f"{label}, measured again": recalibrated(resnet, made[label], images=profile.reference_images)
+    for label in RESNET
+}
+batchnorm = compare(resnet, made, images=profile.colour_images)
+batchnorm.summary()
+
+# %%
+won = {label: batchnorm.against(f"{label}, measured again", label) for label in RESNET}
+say(
+    "Measured again, with the same weights: "
+    + "; ".join(f"{label} {one.told}" for label, one in won.items())
+    + ". (Points of mean accuracy, with 95 % intervals over test images, one seed.)",
+    facts={"08.recalibrated.average": won["average"].points},
+)
+
+# %% [markdown]
+# ## A transformer · in depth
+#
+# The same two merges for the vision transformer. Its queries, keys and values come from one matrix, (288, 96), whose
+# three parts write into different spaces: a method that looks at output directions takes them for one.
+
+# %%
+vit = pool_of("colour-vit", tasks=names[: T // 2], seed=SEED)
+transformer = compare(
+    vit,
+    {label: merge(vit.base, vit.experts, method) for label, method in RESNET.items()},
+    images=profile.colour_images,
+)
+transformer.summary()
+
+# %% [markdown]
+# ## Is it the same answer on another device?
+#
+# Another device adds up in another order, and its singular vectors may come with other signs or, where two singular
+# values are close, turned among themselves. So bases cannot be compared. What can?
+
+# %%
+problem("08.2")
+
+
+# %% tags=["exercise"]
+def apart(one, other):
+    # your code: begin
+    return float((one @ one.T - other @ other.T).norm())
+    # your code: end
+
+
+problem("08.2").check(apart)
+
+# %% [markdown] tags=["solution"]
+# $U U^\top$ is the same for every orthonormal basis of a subspace: for $U Q$ with a rotation $Q$ it is
+# $U Q Q^\top U^\top$.
+
+# %%
+from apgd_teach.agreement import TOLERANCE, Place, agreement, agreement_table
+
+apart = problem("08.2").use(apart)
+reference = Place(torch.device("cpu"))
+other = Place(device) if device.type != "cpu" else Place(reference.device, torch.float64)
+CHECKED = {"average": "average", "TSV-M": "tsv_m", "the paper": PAPER, "apgd": "apgd"}
+found = {
+    label: agreement(first.base, first.experts, method, reference, other)
+    for label, method in CHECKED.items()
+}
+agreement_table(found)
+
+# %%
+there = compare(
+    first, {label: one.merged for label, one in found.items()}, images=profile.colour_images
+)
+here = trials.compared[SEED]
+moved = max(abs(there.average(label) - here.average(label)) for label in CHECKED)
+say(
+    (
+        f"Compared were the CPU and {describe_device(device)}."
+        if device.type != "cpu"
+        else "This machine has no accelerator, so what is compared is the CPU with itself in twice the precision: how "
+        "much of an answer is rounding. Nothing is said here about a GPU."
+    )
+    + f" {sum(one.holds for one in found.values())} of {len(found)} merges agree within {TOLERANCE:g}; the mean "
+    f"accuracy differs by {moved:.2f} points at most.",
+    facts={"08.moved": moved},
+)
+
+# %% [markdown]
+# A device that has no room for a batch gets it in halves, quarters and so on (a training step adds up the gradients of
+# the parts), with a sentence in the log; one image that does not fit is an error of one sentence.
+#
+# ## What this run showed
+
+# %%
+gained = trials.gains()
+order = trials.ranking("none")
+verdicts = trials.verdicts("base", METHODS)
+PAPERS = ("average", "task arithmetic, λ = 0.3", "the published code")
+paper_order = "; ".join(f"{label} {trials.mean(label):.1f} %" for label in PAPERS)
+shown = fmean(gained) > 0
+say(
+    f"**The same code merges colour networks: {'shown' if shown else 'not shown in this run'}**, for three kinds of "
+    f"networks, on {describe_device(device)}. The pictures are {family.title} (tier `{source.tier}`), three seeds.\n\n"
+    f"The experts gained {min(gained):.1f} to {max(gained):.1f} points over a base of {trials.mean('base'):.1f} %. "
+    f"From the highest mean down: {', '.join(order)}. Better than the base by the intervals over seeds: "
+    f"{', '.join(verdicts['better']) or 'none'}; worse: {', '.join(verdicts['worse']) or 'none'}.\n\n"
+    "**The paper's order** would be average, task arithmetic, its own method, the last one best. Here: "
+    f"{paper_order}. `apgd` against the average: {trials.against('apgd', 'average').told}; against TSV-M: "
+    f"{trials.against('apgd', 'TSV-M').told}; the published code against the average: "
+    f"{trials.against('the published code', 'average').told}; task arithmetic against it: "
+    f"{trials.against('task arithmetic, λ = 0.3', 'average').told}.\n\n"
+    "This is a small network, trained for minutes, and its intervals rest on three seeds.",
+    holds={"the experts are better than their base, in the mean over the seeds": shown},
+    facts={
+        "08.base": trials.mean("base"),
+        "08.experts": trials.mean("experts"),
+        "08.average": trials.mean("average"),
+        "08.apgd": trials.mean("apgd"),
+    },
+)
+
+# %% [markdown]
+# ## Recap
+#
+# * A merge knows shapes and no pictures: nothing in it changed for colour.
+# * GroupNorm keeps no statistics. BatchNorm does, and averaging them leaves out what the tasks differ by; measuring
+#   them again uses unlabelled images.
+# * What pays on a machine is measured on it, by turns.
+# * Two devices are compared by updates, projectors and accuracies, never by bases.
+
+# %% [markdown]
+# ## Try it · in depth
+#
+# 1. Tasks that do not share their labels: `names = source.tasks[-2:]`, the two halves of the classes. Is the average
+#    of two such experts better or worse beside its base than that of two variants?
+# 2. Fine-tune hotter: `EXPERT = Recipe("sgd", 0.1, steps=profile.colour_steps, **small)`. Does the average fall below
+#    the base, as in lesson 02?
+# 3. How few images are enough to measure a BatchNorm's statistics again? Try `images=8` and `images=2` in
+#    `recalibrated`, on validation images.
+# 4. Give all of CIFAR-10 to it: `DATA = "cifar10"`. Which sentence of the summary changes?
+#
+# **Next:** 09 · Merge your own (not in this version yet).
+#
+# *References.* CIFAR-10: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. GroupNorm: Wu and
+# He, ECCV 2018, [arXiv 1803.08494](https://arxiv.org/abs/1803.08494). BatchNorm: Ioffe and Szegedy, ICML 2015,
+# [arXiv 1502.03167](https://arxiv.org/abs/1502.03167). Statistics after averaging: Jordan et al., "REPAIR", ICLR 2023,
+# [arXiv 2211.08403](https://arxiv.org/abs/2211.08403). Vision transformers: Dosovitskiy et al., ICLR 2021,
+# [arXiv 2010.11929](https://arxiv.org/abs/2010.11929). The merging methods: lesson 07.
