@@ -107,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     build.set_defaults(command=_build)
     build.add_argument("notebooks", nargs="*", metavar="NN", help="only these (default: all)")
     build.add_argument("--check", action="store_true", help="write nothing, compare with what is there")
+    build.add_argument("--text", action="store_true", help="run nothing: new text, where the code is the same")
     build.add_argument("--keep-times", action="store_true", help="write down how long each notebook took")
     return parser
 
@@ -229,7 +230,9 @@ def _data(options: argparse.Namespace) -> int:
 def _build(options: argparse.Namespace) -> int:
     from apgd_teach.course import build_notebooks
 
-    problems = build_notebooks(options.notebooks or None, check=options.check, keep_seconds=options.keep_times)
+    problems = build_notebooks(
+        options.notebooks or None, check=options.check, keep_seconds=options.keep_times, text=options.text
+    )
     for problem in problems:
         print(problem, file=sys.stderr)
     if not problems:

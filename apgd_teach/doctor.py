@@ -16,7 +16,7 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from apgd_teach.data import FAMILIES, Family, open_source
+from apgd_teach.data import FAMILIES, IdxFamily, open_source
 from apgd_teach.data.bundled import BUNDLE
 from apgd_teach.data.full import NotHere, default_folder, read_folder
 from apgd_teach.devices import describe_device, pick_device
@@ -219,7 +219,7 @@ def _bundle() -> Finding:
     return Finding("bundled data", f"whole, SHA-256 {digest[:12]}…", needed, True)
 
 
-def full_data(root: Path, families: Mapping[str, Family] = FAMILIES) -> Finding:
+def full_data(root: Path, families: Mapping[str, IdxFamily] = FAMILIES) -> Finding:
     """Are the full data sets in `root`, and is each file as its hash says?"""
     what, needed = "full data", "nothing"
     try:

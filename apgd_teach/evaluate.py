@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
+from statistics import fmean, stdev
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +16,14 @@ from torch.func import functional_call
 from apgd_teach.data import Split
 from apgd_teach.errors import ApgdTeachError
 from apgd_teach.experts import Pool
+from apgd_teach.machine import in_blocks
 from apgd_teach.merging import Merged, StateDict
 from apgd_teach.tables import Table
 
-__all__ = ["Comparison", "Difference", "Evaluator", "Score", "Scores", "compare"]
+__all__ = ["Comparison", "Difference", "Evaluator", "Score", "Scores", "compare", "paired", "student"]
+
+_STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+"""Student's t from two to ten numbers, as it stands in the tables."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ class Evaluator:
         (images, _), there = self.looked_at(task), self.loaded(state)
         head = self._heads[task]
         # A thousand at a time: the widest activation of a thousand images is some tens of megabytes.
-        return torch.cat([head(functional_call(self.encoder, there, (block,))) for block in images.split(1000)])
+        return in_blocks(lambda block: head(functional_call(self.encoder, there, (block,))), images)
 
     def score(self, state: StateDict, task: str) -> Score:
         """One network (an encoder's state dict, of any precision) on one task, under that task's own head.
@@ -151,6 +156,7 @@ class Difference:
         points: the difference, in points of per cent, averaged over the tasks.
         margin: half the width of its 95 % interval. It covers the choice of test images, paired image by image and
             across the tasks, which show the same images in different ways; not the training seed. NaN for one image.
+            What `paired` gives covers the training seed, and is NaN for one seed.
     """
 
     points: float
@@ -169,6 +175,11 @@ class Difference:
         if math.isnan(self.margin) or abs(self.points) <= self.margin:
             return "no difference seen"
         return "better" if self.points > 0 else "worse"
+
+    @property
+    def told(self) -> str:
+        """ "+1.7 ± 1.2, better": the difference and its verdict."""
+        return f"{self}, {self.verdict}"
 
 
 def difference(one: Scores, other: Scores) -> Difference:
@@ -190,6 +201,54 @@ def difference(one: Scores, other: Scores) -> Difference:
         n = len(values)
         pulls[:n] += (values - values.mean()) / (len(each) * math.sqrt(n * (n - 1)))
     return Difference(100 * mean, 100 * 1.96 * float(pulls.square().sum().sqrt()))
+
+
+def student(n: int) -> float:
+    """Student's factor t for a 95 % interval of the mean of n numbers: 4.30 for three, 1.96 for very many.
+
+    Args:
+        n: how many, 2 or more.
+
+    Raises:
+        ApgdTeachError: there are fewer than two, whose spread nothing says.
+
+    Lesson: 07.
+    """
+    if n < 2:
+        raise ApgdTeachError(f"there is no interval from {n} numbers; give two or more.")
+    if n - 2 < len(_STUDENT):
+        return _STUDENT[n - 2]
+    # Its expansion in powers of 1/ν, from eleven numbers on right to the second decimal.
+    z, freedom = 1.959964, n - 1
+    return (
+        z
+        + (z**3 + z) / (4 * freedom)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
+    )
+
+
+def paired(one: Sequence[float], other: Sequence[float]) -> Difference:
+    """Mean of the differences d, seed by seed, with the 95 % interval d̄ ± t·s/√n.
+
+    Args:
+        one, other: a number per seed, at the same places the same seed.
+
+    Returns:
+        The margin is NaN where there is one seed, or a number that is not finite.
+
+    Raises:
+        ApgdTeachError: there is no seed, or one has more of them than the other.
+
+    Lesson: 07.
+    """
+    if len(one) != len(other) or not one:
+        raise ApgdTeachError(f"{len(one)} numbers cannot be paired with {len(other)}; give one of each for every seed.")
+    differences = [float(a) - float(b) for a, b in zip(one, other, strict=True)]
+    n, middle = len(differences), fmean(differences)
+    if n < 2 or not math.isfinite(middle):
+        return Difference(middle, math.nan)
+    return Difference(middle, student(n) * stdev(differences) / math.sqrt(n))
 
 
 @dataclass(frozen=True)
@@ -216,8 +275,12 @@ class Comparison:
 
     def average(self, label: str) -> float:
         """Mean accuracy over the tasks, in per cent; `label` may be "base" or "experts" as well."""
-        scores = self._scores(label)
-        return sum(score.accuracy for score in scores.values()) / len(scores)
+        each = self.accuracies(label)
+        return sum(each) / len(each)
+
+    def accuracies(self, label: str) -> list[float]:
+        """Accuracy (%) on each task; `label` may be "base" or "experts" as well."""
+        return [score.accuracy for score in self._scores(label).values()]
 
     def worst(self, label: str) -> tuple[str, float]:
         """The task on which a network is least accurate, and its accuracy in per cent."""
@@ -316,8 +379,9 @@ class Comparison:
             ("network", "mean %", "worst %", "worst task", "recovered %", "against the base", "data used"),
             rows,
             note="Worst: the task with the lowest accuracy. Recovered: (merged − base) / (experts − base). Against the "
-            "base: points. The intervals (95 %) are over test images, paired image by image; a picture that several "
-            f"tasks show counts as one. Images: {self.tier}.",
+            "base: points of accuracy. The intervals (95 %) say how much the choice of test images matters: networks "
+            "are compared image by image, and a picture that several tasks show counts as one picture. Images: "
+            f"{self.tier}.",
         )
 
     def _worst(self, label: str) -> tuple[float, str]:

@@ -9,16 +9,21 @@ from pathlib import Path
 
 import platformdirs
 
-__all__ = ["FOLDERS", "named_folder", "own_folder", "settled", "shown", "try_folder", "write_atomically"]
+__all__ = ["FOLDERS", "absolute", "named_folder", "own_folder", "settled", "shown", "try_folder", "write_atomically"]
 
-FOLDERS = ("APGD_TEACH_CACHE", "APGD_TEACH_DATA")
-"""Environment variables that name a folder: for what the package makes, and with the full data sets in it."""
+FOLDERS = ("APGD_TEACH_CACHE", "APGD_TEACH_DATA", "APGD_TEACH_CIFAR")
+"""Environment variables that name a place: for what the package makes, with the full data sets in it, of CIFAR-10."""
+
+
+def absolute(place: str | Path) -> Path:
+    """A place as a user writes it, `~` and all, from the root on."""
+    return Path(os.path.abspath(os.path.expanduser(place)))
 
 
 def named_folder(variable: str) -> Path | None:
     """The folder that an environment variable names, absolute; None where it names none."""
     named = os.environ.get(variable)
-    return Path(os.path.abspath(os.path.expanduser(named))) if named else None
+    return absolute(named) if named else None
 
 
 def own_folder() -> Path:

@@ -6,7 +6,15 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from unicodedata import combining, east_asian_width
 
-__all__ = ["Table"]
+__all__ = ["Table", "written"]
+
+
+def written(value: float, digits: int) -> str:
+    """A number with so many decimals and a minus sign of its own; no "−0.00", and "–" for NaN."""
+    if value != value:
+        return "–"
+    text = f"{value:.{digits}f}"
+    return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
 
 
 class Table:
@@ -50,11 +58,10 @@ class Table:
 
     def _cell(self, value: object) -> str:
         value = _plain(value)
-        if value is None or (isinstance(value, float) and value != value):
+        if value is None:
             return "–"
         if isinstance(value, float):
-            text = f"{value:.{self.digits}f}"
-            return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
+            return written(value, self.digits)
         if _is_number(value):
             return str(value).replace("-", "−")
         return _one_line(str(value))

@@ -7,6 +7,8 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ import pytest
 # Before anything imports matplotlib, and handed down to every process that a test starts.
 os.environ["MPLBACKEND"] = "Agg"
 os.environ.pop("APGD_TEACH_DATA", None)
+os.environ.pop("APGD_TEACH_CIFAR", None)
 # A job that a shell started in the background ignores Ctrl-C, and so would every process that it starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -30,6 +33,117 @@ def _own_cache() -> Iterator[None]:
         del os.environ["APGD_TEACH_CACHE"]
     else:
         os.environ["APGD_TEACH_CACHE"] = before
+
+
+BLOCK = Path(__file__).parent / "network_block"
+
+
+@dataclass(frozen=True)
+class Ran:
+    """The course as it ran, once for all tests.
+
+    Attributes:
+        folder: of its pages.
+        env: what its kernels got: no network, and a cache that was empty before.
+        cache: that cache.
+        trained: what lay in it afterwards: every file, with when it was written.
+        results: of the runs.
+    """
+
+    folder: Path
+    env: dict[str, str]
+    cache: Path
+    trained: dict[str, int]
+    results: list[Any]
+
+    def written(self) -> dict[str, int]:
+        """Every file of the cache now, with when it was written."""
+        return {path.name: path.stat().st_mtime_ns for path in self.cache.iterdir()}
+
+
+@pytest.fixture(scope="session")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """The whole course, run in the fast profile; the tests that open its notebooks in JupyterLab find its networks."""
+    from apgd_teach.course import run_course
+
+    folder, cache = tmp_path_factory.mktemp("course"), tmp_path_factory.mktemp("course-cache")
+    env = {
+        "APGD_TEACH_CACHE": str(cache),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(BLOCK), str(BLOCK.parents[1]), os.environ.get("PYTHONPATH")])),
+        # As many as a reader's laptop has at least: the whole course with one thread takes half as long again.
+        "OMP_NUM_THREADS": "2",
+    }
+    results = run_course(None, folder, profile="fast", env=env)
+    made = Ran(folder, env, cache, {}, results)
+    return replace(made, trained=made.written())
+
+
+class Told:
+    """What a run notebook tells."""
+
+    @staticmethod
+    def exercises(name: str) -> int:
+        """How many a lesson has."""
+        from apgd_teach.lessons import PROBLEMS
+
+        return sum(problem.startswith(name[:2]) for problem in PROBLEMS)
+
+    @staticmethod
+    def verdicts(notebook: Any) -> list[str]:
+        """What its checks said, one word each."""
+        from apgd_teach.lessons.engine import CORRECT, NOT_ATTEMPTED
+
+        texts = [
+            output.data.get("text/markdown", "")
+            for cell in notebook.cells
+            if cell.cell_type == "code" and ").check(" in cell.source
+            for output in cell.outputs
+            if "data" in output
+        ]
+        return [state for text in texts for state in (CORRECT, NOT_ATTEMPTED) if f" **{state}.**" in text]
+
+    @staticmethod
+    def of_training(notebook: Any) -> list[str]:
+        """Its sentences on training."""
+        outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+        streams = [output.text for output in outputs if output.output_type == "stream"]
+        return [line for text in streams for line in text.splitlines() if line.startswith("Making ")]
+
+    @staticmethod
+    def without_training(notebook: Any) -> Any:
+        """The notebook without these sentences, its progress bars as they were left; it is changed."""
+        from apgd_teach.course.runner import settle
+
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                for output in cell.outputs:
+                    if output.output_type == "stream":
+                        lines = settle(output.text).splitlines(keepends=True)
+                        output.text = "".join(line for line in lines if not line.startswith(("Making ", "Made ")))
+                cell.outputs = [output for output in cell.outputs if output.get("text", "kept").strip()]
+        return notebook
+
+    @staticmethod
+    def in_common(solved: Any, open_: Any) -> list[Any]:
+        """The cells that two run notebooks share, but for what a lesson says when it goes on by itself.
+
+        Of pictures their words and numbers are left, which say all of them: JupyterLab's kernel may lay a label out a
+        pixel beside where the runner's puts it.
+        """
+        shared = [{cell.source for cell in one.cells} for one in (solved, open_)]
+        for one in (solved, open_):
+            one.cells = [cell for cell in one.cells if cell.source in shared[0] & shared[1]]
+            for cell in one.cells:
+                for output in list(cell.get("outputs", [])):
+                    output.get("data", {}).pop("image/png", None)
+                    if "goes on with its own" in output.get("data", {}).get("text/plain", ""):
+                        cell.outputs.remove(output)
+        return [solved, open_]
+
+
+@pytest.fixture(scope="session")
+def told() -> type[Told]:
+    return Told
 
 
 # Chromium asks its maker for news at every start unless it is told not to; none of it may be mistaken for the page's.

@@ -18,7 +18,7 @@ from nbformat import NotebookNode
 from PIL import Image
 
 import apgd_teach
-from apgd_teach.course.header import header, keep_times, times
+from apgd_teach.course.header import EXERCISE_MINUTES, header, keep_times, minutes_of, times
 from apgd_teach.course.prose import facts_of, fill, stale
 from apgd_teach.course.publish import drop_widgets
 from apgd_teach.course.runner import BUDGET_S, errors_in, profiles_in, run_notebook
@@ -108,6 +108,33 @@ def build(
         raise CourseError(f"{source.name} was not built: {' '.join(problems)}")
     write_atomically(out, text.encode())
     return result.seconds
+
+
+def retell(source: Path, committed: Path) -> None:
+    """Give a committed notebook the text that its source has now, where its code is the source's already.
+
+    Nothing is run: what the code shows stays. For a corrected sentence, which need not cost a full run.
+
+    Args:
+        source: the `.py` source.
+        committed: the notebook that was built from it.
+
+    Raises:
+        CourseError: there is none, or its code is another; nothing is written then.
+    """
+    if not committed.is_file():
+        raise CourseError(f"{committed.name} is missing; build it from {source.name}.")
+    notebook, wanted = read_notebook(committed), to_notebook(source)
+    ran = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    code = [cell for cell in wanted.cells if cell.cell_type == "code"]
+    values = {"PROFILE": "full"}
+    same = [with_values(c.source, values) if "parameters" in c.metadata.get("tags", []) else c.source for c in code]
+    if [cell.source for cell in ran] != same:
+        raise CourseError(f"the code of {source.name} is not what {committed.name} has run; build it again.")
+    kept = iter(ran)
+    notebook.cells = [next(kept) if cell.cell_type == "code" else cell for cell in wanted.cells]
+    notebook.metadata["apgd_teach"]["source_sha256"] = source_hash(source)
+    write_atomically(committed, notebook_text(notebook).encode())
 
 
 def _clean(notebook: NotebookNode, values: Mapping[str, object]) -> None:
@@ -414,7 +441,10 @@ def compare(
 
 
 def build_notebooks(
-    names: Sequence[str | Path] | None = None, check: bool = False, keep_seconds: bool = False
+    names: Sequence[str | Path] | None = None,
+    check: bool = False,
+    keep_seconds: bool = False,
+    text: bool = False,
 ) -> list[str]:
     """Build committed notebooks from their sources, or check that the committed ones come out again.
 
@@ -425,6 +455,7 @@ def build_notebooks(
         names: numbers ("02"), names or paths of sources; None for all.
         check: write nothing; build into a temporary folder and compare with what is committed.
         keep_seconds: write down how long each took, for its header; worth it with an empty cache only.
+        text: run nothing, only give committed notebooks the text of their sources (`retell`).
 
     Returns:
         One sentence for everything that is wrong; empty where all is well. All notebooks are built before it returns.
@@ -439,6 +470,14 @@ def build_notebooks(
         before = check_built(committed, source)
         if check:
             problems += before
+        if text:
+            try:
+                retell(source, committed)
+            except CourseError as error:
+                problems.append(str(error))
+                continue
+            write_atomically(folder / "student" / committed.name, notebook_text(handed_out(source)).encode())
+            continue
         with tempfile.TemporaryDirectory(prefix="apgd-teach-") as temporary:
             fresh = Path(temporary, committed.name)
             try:
@@ -485,9 +524,10 @@ def _show_header(notebook: NotebookNode) -> None:
     for cell in notebook.cells:
         number = _HEADER.search(cell.source) if cell.cell_type == "code" else None
         if number:
+            said = str(header(number[1]))
             for output in cell.outputs:
-                said = str(header(number[1]))
-                output.data.update(dict.fromkeys(("text/markdown", "text/plain"), said))
+                if "text/markdown" in output.get("data", {}):
+                    output.data.update(dict.fromkeys(("text/markdown", "text/plain"), said))
 
 
 def handed_out(source: Path) -> NotebookNode:
@@ -513,12 +553,21 @@ def documents(root: Path) -> list[Path]:
 
 
 def quotable(folder: Path) -> dict[str, float]:
-    """Everything that may be quoted: what notebooks recorded, and how long they took ("time.fast.total", in minutes).
+    """Everything that may be quoted: what notebooks recorded, and how long they take.
+
+    "time.fast.total" and the like are minutes of a machine, measured; "learner.hours" are those of a reader of 00 to 07
+    with the exercises, counted from the text, "learner.depth" what is marked "in depth" on top of them, exercises
+    included, and "learner.short" the minutes of the short route.
 
     Args:
-        folder: of the committed notebooks.
+        folder: of the committed notebooks, with their sources in it.
     """
     known = facts_of(sorted(folder.glob("*.ipynb")))
+    sources = sorted((folder / "source").glob("[0-9][0-9]_*.py"))
+    asked = [minutes_of(to_notebook(source)) for source in sources if source.stem < "08"]
+    known["learner.hours"] = sum(one.reading + one.solving for one in asked) / 60
+    known["learner.depth"] = sum(one.depth + EXERCISE_MINUTES * one.more for one in asked) / 60
+    known["learner.short"] = sum(one.short for one in asked)
     for profile, seconds in times().items():
         known |= {f"time.{profile}.{name}": one / 60 for name, one in seconds.items()}
         known[f"time.{profile}.total"] = sum(seconds.values()) / 60

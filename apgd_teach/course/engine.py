@@ -12,13 +12,25 @@ from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 from traitlets import default
 
-__all__ = ["ENGINE", "CourseEngine", "Run"]
+__all__ = ["ENGINE", "VISITOR", "CourseEngine", "Run"]
 
 ENGINE = "apgd-teach"
+VISITOR = "apgd-teach-visitor"
+"""Id of a cell that is run after a notebook's own, and does not stay in it."""
+
+_VISIT = """\
+import sys
+
+if "ipywidgets" in sys.modules:
+    from apgd_teach.course.visit import visit
+
+    visit()
+"""
 
 _LOG = logging.getLogger(__name__)
 # What nbclient logs about a dead kernel or a time limit, the runner says in a sentence.
@@ -57,6 +69,7 @@ class Run:
         cells_started: how many cells have been started.
         whole_budget: whether the limit of the last cell was the rest of the whole budget.
         on_cell: called with the position of each cell that starts.
+        visited: what the visit to the notebook's widgets put out, after the last cell; see `visit.visit`.
     """
 
     budget_s: float
@@ -68,6 +81,7 @@ class Run:
     cells_started: int = 0
     whole_budget: bool = False
     on_cell: Callable[[int], object] | None = None
+    visited: list[NotebookNode] = field(default_factory=list)
 
     def limit(self, cell: NotebookNode) -> float:
         """Seconds that `cell` may take: the smaller of a cell's limit and what is left of the notebook's."""
@@ -77,7 +91,10 @@ class Run:
         return max(0.05, min(self.cell_s, left))
 
     def cell_starts(self, cell: NotebookNode, cell_index: int) -> None:
-        self.cell, self.cells_started = cell, cell_index + 1
+        self.cell = cell
+        if cell.id == VISITOR:
+            return
+        self.cells_started = cell_index + 1
         if self.on_cell is not None:
             self.on_cell(cell_index)
 
@@ -105,7 +122,13 @@ class CourseEngine(NBClientEngine):
         )
         client.widget_registry = {}
         run.client = client
-        return client.execute(**run.start_kernel)
+        visitor = new_code_cell(_VISIT, id=VISITOR, metadata={"papermill": {}})
+        nb_man.nb.cells.append(visitor)
+        try:
+            return client.execute(**run.start_kernel)
+        finally:
+            nb_man.nb.cells.remove(visitor)
+            run.visited = visitor.outputs
 
 
 papermill_engines.register(ENGINE, CourseEngine)

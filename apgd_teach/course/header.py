@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +30,11 @@ DEPTH = "· in depth"
 WORDS_A_MINUTE = 180
 """Reading speed in a technical text."""
 
-CELL_MINUTES = 0.4
-"""For looking at one code cell and what it shows."""
+CELL_MINUTES = 0.25
+"""For looking at what one code cell shows."""
+
+LINES_A_MINUTE = 50
+"""Of code, blank ones not counted, by a reader who wants to know what a cell does and not how every line does it."""
 
 EXERCISE_MINUTES = 4
 """For one exercise: most are one to three lines."""
@@ -47,18 +50,20 @@ class Minutes:
     Attributes:
         reading: minutes for the text, the code and what it shows, without what is marked "in depth".
         depth: minutes for what is.
-        exercises: how many there are.
+        exercises: how many there are outside of what is marked "in depth".
+        more: how many there are in it.
         short: minutes for the sections of the short route alone, text and code; 0 where there is none.
     """
 
     reading: float
     depth: float
     exercises: int
+    more: int
     short: float
 
     @property
     def solving(self) -> int:
-        """Minutes for the exercises."""
+        """Minutes for the exercises outside of what is marked "in depth"."""
         return EXERCISE_MINUTES * self.exercises
 
 
@@ -69,25 +74,31 @@ def minutes_of(notebook: NotebookNode) -> Minutes:
         notebook: a source's notebook. Exercises are those that it checks.
     """
     spent = {"": 0.0, SHORT: 0.0, DEPTH: 0.0}
-    names: set[str] = set()
-    for mark, cell in _by_section(notebook):
-        is_code = cell.cell_type == "code"
-        spent[mark] += CELL_MINUTES if is_code else len(cell.source.split()) / WORDS_A_MINUTE
-        if is_code:
-            names |= set(_PROBLEM.findall(cell.source))
-    return Minutes(spent[""] + spent[SHORT], spent[DEPTH], len(names), spent[SHORT])
-
-
-def _by_section(notebook: NotebookNode) -> Iterator[tuple[str, NotebookNode]]:
-    """Each cell with the mark of its section; a part of a section (###) has the section's, or one of its own."""
+    names: dict[str, set[str]] = {"": set(), SHORT: set(), DEPTH: set()}
     section = part = ""
     for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            for level, title in _HEADING.findall(cell.source):
-                mark = next((one for one in (SHORT, DEPTH) if title.endswith(one)), "")
-                section = mark if len(level) < 3 else section
+        if cell.cell_type == "code":
+            spent[part] += _code_minutes(cell)
+            names[part] |= set(_PROBLEM.findall(cell.source))
+            continue
+        # A cell may end one section and begin another.
+        for text in re.split(r"(?m)^(?=#{1,3} )", cell.source):
+            heading = _HEADING.match(text)
+            if heading:
+                mark = next((one for one in (SHORT, DEPTH) if heading[2].endswith(one)), "")
+                # A part of a section (###) has the section's mark, or one of its own.
+                section = mark if len(heading[1]) < 3 else section
                 part = mark or section
-        yield part, cell
+            spent[part] += len(text.split()) / WORDS_A_MINUTE
+    first = names[""] | names[SHORT]
+    return Minutes(spent[""] + spent[SHORT], spent[DEPTH], len(first), len(names[DEPTH] - first), spent[SHORT])
+
+
+def _code_minutes(cell: NotebookNode) -> float:
+    """For one code cell; nobody reads the parameters, which are the same in all lessons."""
+    if "parameters" in cell.metadata.get("tags", ()):
+        return 0.0
+    return CELL_MINUTES + sum(1 for line in cell.source.splitlines() if line.strip()) / LINES_A_MINUTE
 
 
 def times() -> dict[str, dict[str, float]]:
@@ -140,8 +151,11 @@ def header(number: str) -> Said:
     asked, measured = minutes_of(read_notebook(source)), times()
     more = f", and {asked.depth:.0f} more for what is marked *in depth*" if asked.depth else ""
     parts = [f"**Reading**: about {asked.reading:.0f} minutes{more}."]
-    if asked.exercises:
-        parts.append(f"**Exercises**: {asked.exercises}, some {asked.solving} minutes.")
+    if asked.exercises or asked.more:
+        parts.append(
+            f"**Exercises**: {asked.exercises}, some {asked.solving} minutes"
+            f"{f', and {asked.more} more in depth' if asked.more else ''}."
+        )
     ran = [
         f"{spoken(measured[p][source.stem])} in `{p}`" for p in ("fast", "full") if source.stem in measured.get(p, {})
     ]

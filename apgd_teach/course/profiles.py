@@ -31,9 +31,18 @@ class Profile:
         path_points: points along a straight line between two networks.
         sweep_images: images per task at each of many settings that are tried.
         compared_tasks: tasks of the comparison over seeds, which trains several pools.
+        compared_steps: optimiser steps of each expert in that comparison.
+        compared_images: images per task that its networks are scored on.
         joint_steps: optimiser steps of joint training, in that comparison.
         adapt_steps: steps of the references that learn from unlabelled images.
+        reference_images: images per task that the references without labels look at.
         heat_rates: at how many learning rates experts are fine-tuned beside the mild and the hot one.
+        colour_per_class: training images of each class of the colour pictures, where there are as many.
+        colour_tasks: tasks of the colour pools.
+        colour_base_steps: optimiser steps of their bases.
+        colour_steps: optimiser steps of their experts.
+        colour_batch: images per step of both.
+        colour_images: images per task that their networks are scored on.
     """
 
     name: str
@@ -45,16 +54,27 @@ class Profile:
     path_points: int
     sweep_images: int
     compared_tasks: int
+    compared_steps: int
+    compared_images: int
     joint_steps: int
     adapt_steps: int
+    reference_images: int
     heat_rates: int
+    colour_per_class: int
+    colour_tasks: int
+    colour_base_steps: int
+    colour_steps: int
+    colour_batch: int
+    colour_images: int
 
 
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("fast", 150, 100, 1000, 9, 200, 9, 400, 3, 75, 40, 1),
-        Profile("full", 250, 250, 2000, 21, 1000, 21, 1000, 8, 1000, 200, 2),
+        Profile("fast", 120, 50, 600, 9, 120, 9, 200, 3, 50, 150, 30, 20, 64, 1, 200, 4, 90, 45, 64, 500),
+        Profile(
+            "full", 250, 250, 2000, 15, 1000, 21, 1000, 8, 250, 1000, 1000, 200, 256, 2, 2000, 8, 600, 120, 128, 2000
+        ),
     )
 }
 

@@ -22,7 +22,7 @@ from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from tqdm.std import tqdm
 
-from apgd_teach.course.engine import ENGINE, Run
+from apgd_teach.course.engine import ENGINE, VISITOR, Run
 from apgd_teach.course.lint import lint as lint_notebook
 from apgd_teach.course.lint import refuse_unknown
 from apgd_teach.course.profiles import MIME, PROFILES, VISIT
@@ -285,12 +285,14 @@ def run_notebook(
                 profiles = profiles_in(executed)
                 _write_run(executed, out, profiles)
     if not failure:
-        failure = _judge(executed, name, numbers, profile, profiles, values)
+        failure = _judge(executed, name, numbers, profile, profiles, values, run.visited)
     message = failure or f"{name} ran in {seconds:.0f} s and {watch.peak / 1e6:.0f} MB, in the profile {profile}."
     return RunResult(name, not failure, seconds, watch.peak / 1e6, profiles[-1] if profiles else "", message)
 
 
 def _cell(run: Run, numbers: Mapping[str, int]) -> str:
+    if run.cell is not None and run.cell.id == VISITOR:
+        return "its widgets"
     number = numbers.get(run.cell.id) if run.cell is not None else None
     return f"cell {number}" if number else "the cell of parameters that were passed"
 
@@ -314,9 +316,11 @@ def _judge(
     asked: str,
     profiles: Sequence[str],
     passed: Mapping[str, object],
+    visited: Iterable[NotebookNode],
 ) -> str:
     """The sentence about the first thing that is wrong with a notebook that ran to its end, or ""."""
     errors = errors_in(notebook, numbers)
+    errors += [("its widgets", _what(output)) for output in visited if output.output_type == "error"]
     if errors:
         where, what = errors[0]
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""

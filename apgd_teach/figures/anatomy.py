@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,23 +12,27 @@ from apgd_teach.data import TaskData
 from apgd_teach.figures.drawing import Drawing
 from apgd_teach.figures.style import figure, look, styled
 from apgd_teach.merging import StateDict
+from apgd_teach.tables import written
 
 __all__ = ["cosine_matrix", "draw_cosines", "draw_norms", "draw_spectra", "draw_tasks", "layer_norms", "spectra"]
 
 
 def draw_tasks(tasks: Mapping[str, TaskData], examples: int = 6) -> Drawing:
-    """A row of pictures per task: the first test image of each of the first `examples` classes. Lesson: 01."""
+    """A row of pictures per task: the first test image of each of the first `examples` classes. Lesson: 01, 08."""
     with styled():
         drawn, axes = figure(len(tasks), examples, width=1.05 * examples + 2.2, height=1.05 * len(tasks))
         for row, task in enumerate(tasks.values()):
             labels = task.test.labels
             for column in range(examples):
-                image = task.test.images[int((labels == column).nonzero()[0])]
                 spot = axes[row * examples + column]
-                spot.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
                 spot.set_xticks([])
                 spot.set_yticks([])
                 spot.grid(False)
+                if column >= len(task.classes):
+                    spot.set_frame_on(False)
+                    continue
+                image = task.test.images[int((labels == column).nonzero()[0])].permute(1, 2, 0).squeeze(2)
+                spot.imshow(image.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
                 if column == 0:
                     spot.set_ylabel(task.title, rotation=0, ha="right", va="center")
     titles = "; ".join(task.title for task in tasks.values())
@@ -90,14 +95,14 @@ def draw_cosines(cosines: Tensor, titles: list[str]) -> Drawing:
     """`cosine_matrix` as a map with its numbers. Lesson: 01."""
     with styled():
         drawn, (axes,) = figure(width=7.6, height=5.4)
-        picture = axes.imshow(cosines.numpy(), cmap="RdBu_r", vmin=-1, vmax=1)
+        picture = axes.imshow(cosines.numpy(), cmap="RdBu", vmin=-1, vmax=1)
         for row in range(len(titles)):
             for column in range(len(titles)):
                 value = float(cosines[row, column])
                 axes.text(
                     column,
                     row,
-                    f"{value:.2f}",
+                    written(value, 2),
                     ha="center",
                     va="center",
                     color="white" if abs(value) > 0.6 else "black",
@@ -106,7 +111,7 @@ def draw_cosines(cosines: Tensor, titles: list[str]) -> Drawing:
         axes.set_yticks(range(len(titles)), titles)
         axes.grid(False)
         axes.set_title("Cosine between task vectors")
-        drawn.colorbar(picture, ax=axes, shrink=0.8)
+        drawn.colorbar(picture, ax=axes, shrink=0.8, label="cosine (above 0: alike)")
     pairs = {
         f"{a} and {b}": float(cosines[row, column])
         for row, a in enumerate(titles)
@@ -133,6 +138,7 @@ def draw_spectra(
     layer: str,
     first: int = 60,
     control: str = "shuffled",
+    base: str = "base",
 ) -> Drawing:
     """`spectra` as the energy that the first directions carry together, in per cent. Lesson: 01.
 
@@ -142,6 +148,7 @@ def draw_spectra(
         layer: which layer is shown.
         first: how many directions are shown.
         control: the task, if there, that is drawn as a broad grey line.
+        base: the task, if there, that is drawn in black over all others.
     """
     energies = {
         task: 100 * line.square().cumsum(0) / line.square().sum().clamp_min(1e-30)
@@ -150,7 +157,11 @@ def draw_spectra(
     with styled():
         drawn, (axes,) = figure(height=4.2)
         for i, (task, energy) in enumerate(energies.items()):
-            aside = {"color": "#7A7A7A", "linestyle": "-", "linewidth": 4.0} if task == control else {}
+            aside: dict[str, Any] = {}
+            if task == control:
+                aside = {"color": "#7A7A7A", "linestyle": "-", "linewidth": 4.0}
+            elif task == base:
+                aside = {"color": "black", "linestyle": (0, (4, 2)), "linewidth": 2.8, "zorder": 3}
             axes.plot(
                 range(1, min(first, len(energy)) + 1),
                 energy[:first].numpy(),

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
+from statistics import fmean
 
 import torch
 from matplotlib.ticker import MaxNLocator, NullLocator
 from torch import Tensor
 
 from apgd_teach.errors import ApgdTeachError
+from apgd_teach.evaluate import Evaluator
 from apgd_teach.figures.drawing import Drawing
 from apgd_teach.figures.style import COLORS, LINES, MARKERS, figure, styled
 from apgd_teach.merging.apgd import Apgd
 from apgd_teach.merging.descent import free_gradient, largest_curvature, off
 from apgd_teach.merging.objective import Objective, objective
 from apgd_teach.merging.published import leak
-from apgd_teach.merging.statedict import norm
+from apgd_teach.merging.statedict import StateDict, norm
 
-__all__ = ["DescentPaths", "Walk", "check_share", "draw_descent", "measure_descent", "walk", "walk_adam"]
+__all__ = [
+    "DescentPaths",
+    "Walk",
+    "check_share",
+    "draw_descent",
+    "layer_accuracy",
+    "measure_descent",
+    "walk",
+    "walk_adam",
+]
 
 
 def walk(quadratic: Objective, start: Tensor, basis: Tensor) -> Iterator[Tensor]:
@@ -102,6 +113,11 @@ class Walk:
     leak: tuple[float, ...]
     accuracies: dict[int, float]
 
+    @property
+    def rises(self) -> int:
+        """On how many steps the surrogate rose by more than float32 rounds."""
+        return sum(after > before + 1e-5 for before, after in pairwise(self.surrogate))
+
 
 @dataclass(frozen=True)
 class DescentPaths:
@@ -182,13 +198,15 @@ def measure_descent(
         "again": walk_adam(quadratic, solved.start, solved.basis, solved.coefficients.sum(), rate, again=True),
     }
     found = {}
+    # All begin at S, which is asked once: what a network is worth takes most of the time.
+    at_start = {0: float(accuracy(solved.start))} if accuracy is not None and 0 in at else {}
     for name, way in ways.items():
-        surrogate, moved, leaked, accuracies = [], [], [], {}
+        surrogate, moved, leaked, accuracies = [], [], [], dict(at_start)
         for step, update in enumerate(islice(way, steps + 1)):
             surrogate.append(float(quadratic.value(update)) / begun)
             moved.append(norm(update - solved.start))
             leaked.append(leak(solved.basis, update, solved.start))
-            if accuracy is not None and step in at:
+            if accuracy is not None and step in at and step not in accuracies:
                 accuracies[step] = float(accuracy(update))
         found[name] = Walk(tuple(surrogate), tuple(moved), tuple(leaked), accuracies)
     return DescentPaths(
@@ -202,6 +220,33 @@ def measure_descent(
         again=found["again"],
         exact=float(quadratic.value(solved.update)) / begun,
     )
+
+
+def layer_accuracy(evaluator: Evaluator, state: StateDict, layer: str) -> Callable[[Tensor], float]:
+    """Asks how accurate a network is with the update of one of its layers replaced: for `measure_descent`.
+
+    Args:
+        evaluator: says which images.
+        state: the network, an encoder's state dict.
+        layer: key of the weight that is replaced by θ₀ + M.
+
+    Returns:
+        From an M (out, in) of that layer to the mean accuracy over the tasks, in per cent.
+
+    Raises:
+        ApgdTeachError: the base has no such layer.
+
+    Lesson: 06.
+    """
+    if layer not in evaluator.pool.base:
+        raise ApgdTeachError(f"the base has no '{layer}'; it has: {', '.join(evaluator.pool.base)}.")
+    base = evaluator.pool.base[layer]
+
+    def accuracy(update: Tensor) -> float:
+        scores = evaluator.scores({**state, layer: base + update.reshape(base.shape)})
+        return fmean(score.accuracy for score in scores.values())
+
+    return accuracy
 
 
 def check_share(protect: object) -> None:
@@ -287,9 +332,9 @@ def draw_descent(measured: DescentPaths, *, step: int) -> Drawing:
                     marker=MARKERS[i],
                     markersize=5,
                 )
-            # A few images more or less are no hill: two points at least from bottom to top.
+            # A few images more or less are no hill: ten points at least from bottom to top.
             low, high = axes[2].get_ylim()
-            aside = max(0.0, 2 - (high - low)) / 2
+            aside = max(0.0, 10 - (high - low)) / 2
             axes[2].set_ylim(low - aside, high + aside)
             axes[2].set_title("Accuracy of M")
             axes[2].set_ylabel("accuracy (%)")

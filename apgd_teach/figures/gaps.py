@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,13 +14,15 @@ from torch import Tensor
 from torch.func import functional_call
 
 from apgd_teach.errors import ApgdTeachError
-from apgd_teach.evaluate import Comparison, Evaluator
+from apgd_teach.evaluate import Comparison, Evaluator, compare
+from apgd_teach.experts import Pool
 from apgd_teach.figures.drawing import Drawing
 from apgd_teach.figures.style import COLORS, MARKERS, figure, look, styled
 from apgd_teach.figures.sweeps import place_of
 from apgd_teach.landscape import loss_path
 from apgd_teach.merging import Merged, StateDict, task_vectors, taylor_gap, taylor_gap_with_gradient
-from apgd_teach.merging.statedict import as_matrix
+from apgd_teach.merging.statedict import as_matrix, relative_norm
+from apgd_teach.tables import Table
 
 __all__ = [
     "Along",
@@ -31,8 +33,11 @@ __all__ = [
     "draw_heat",
     "estimated_gaps",
     "gap_along",
+    "gradient_cosines",
     "loss_gradients",
+    "measure_estimates",
     "measure_heat",
+    "merged_layers",
     "spearman",
 ]
 
@@ -48,6 +53,8 @@ class Estimates:
         data_free: −⟨τⱼ, M − τⱼ⟩ summed over the merged layers, in squared units of weight.
         with_gradients: ⟨∇Lⱼ(θ₀), M − τⱼ⟩ summed over all tensors, in nats; None where no gradients were given.
         measured: Lⱼ(θ*) − Lⱼ(θⱼ), in nats.
+        lengths: by task, ‖τⱼ‖/‖θ₀‖ of all tensors together: how far its expert went.
+        steps: by label, the largest ‖M‖/‖θ₀‖ of a merged layer; 0 at the base.
 
     Lesson: 04.
     """
@@ -56,6 +63,15 @@ class Estimates:
     data_free: dict[str, dict[str, float]]
     with_gradients: dict[str, dict[str, float]] | None
     measured: dict[str, dict[str, float]]
+    lengths: dict[str, float] = field(default_factory=dict)
+    steps: dict[str, float] = field(default_factory=dict)
+
+    def changes(self, label: str) -> tuple[list[float], list[float]]:
+        """What a network changes for each task, its gap less the base's: without data, and measured.
+
+        The base's own part of a gap is there whatever is merged; −⟨τⱼ, M⟩ and Lⱼ(θ*) − Lⱼ(θ₀) are M's.
+        """
+        return _changes(self.data_free, label), _changes(self.measured, label)
 
 
 def estimated_gaps(
@@ -102,6 +118,7 @@ def estimated_gaps(
             )
     free: dict[str, dict[str, float]] = {}
     true: dict[str, dict[str, float]] = {}
+    steps: dict[str, float] = {}
     for label, network in {"base": base, **merged}.items():
         state = network.state_dict if isinstance(network, Merged) else network
         layers = _merged_layers(network, base)
@@ -114,12 +131,65 @@ def estimated_gaps(
                 sums_true += taylor_gap_with_gradient(_stack([gradients[task][key] for task in tasks]), stack, update)
         free[label] = dict(zip(tasks, sums.tolist(), strict=True))
         true[label] = dict(zip(tasks, sums_true.tolist(), strict=True))
+        steps[label] = max((relative_norm({key: base[key]}, {key: state[key]}) for key in layers), default=0.0)
     return Estimates(
         titles=dict(compared.titles),
         data_free=free,
         with_gradients=None if gradients is None else true,
         measured={label: {task: compared.gap(label)[task] for task in tasks} for label in free},
+        lengths={task: relative_norm(base, {key: base[key] + vectors[task][key] for key in keys}) for task in tasks},
+        steps=steps,
     )
+
+
+def measure_estimates(
+    pool: Pool,
+    merged: Mapping[str, Merged | StateDict],
+    *,
+    images: int | None = None,
+    gradients: Mapping[str, StateDict] | None = None,
+) -> Estimates:
+    """Score merges of a pool's experts and put the estimates of their gaps beside what was measured.
+
+    Args:
+        pool: base, experts, heads and data.
+        merged: by label, what `merge` gave back.
+        images: test images per task, the first ones; all by default.
+        gradients: ∇Lⱼ(θ₀) by task, where they are at hand; `loss_gradients` on the same images by default. Pools of
+            one base and the same tasks have the same.
+
+    Raises:
+        ApgdTeachError: as `compare` and `estimated_gaps` do.
+
+    Source: method.md §2.1, §2.2. Lesson: 04.
+    """
+    if gradients is None:
+        gradients = loss_gradients(Evaluator(pool, images=images), pool.base)
+    vectors = task_vectors(pool.base, pool.experts)
+    return estimated_gaps(pool.base, vectors, merged, compare(pool, merged, images=images), gradients=gradients)
+
+
+def merged_layers(
+    base: StateDict, vectors: Mapping[str, StateDict], network: Merged | StateDict
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """The layers that a merge has merged, as the matrices that formulas are about.
+
+    Args:
+        base: θ₀.
+        vectors: τⱼ by task, as `task_vectors` gives them.
+        network: a merge, whose audit says which layers; of a plain state dict, all with two axes or more.
+
+    Returns:
+        by layer τ, shape (task, out, in), and M, shape (out, in), in float64.
+
+    Lesson: 04.
+    """
+    state = network.state_dict if isinstance(network, Merged) else network
+    return {
+        key: (_stack([tau[key] for tau in vectors.values()]), _stack([state[key] - base[key]])[0])
+        for key in base
+        if key in _merged_layers(network, base)
+    }
 
 
 def _stack(tensors: Sequence[Tensor]) -> Tensor:
@@ -161,6 +231,45 @@ def loss_gradients(evaluator: Evaluator, state: StateDict) -> dict[str, dict[str
             for key, one in zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True):
                 sums[key] += share * one
         found[task] = {key: one.cpu() for key, one in sums.items()}
+    return found
+
+
+def gradient_cosines(
+    vectors: Mapping[str, StateDict], gradients: Mapping[str, StateDict], tasks: Iterable[str] | None = None
+) -> dict[str, float]:
+    """How much of a gradient a task vector is: the cosine of −τⱼ and ∇Lⱼ(θ₀), mean over the tasks.
+
+    1 is the gradient's own direction, 0 a right angle. Biases and other vectors are left out.
+
+    Args:
+        vectors: τⱼ by task, as `task_vectors` gives them.
+        gradients: ∇Lⱼ(θ₀) by task, as `loss_gradients` gives them.
+        tasks: which tasks; all that have a task vector by default.
+
+    Returns:
+        by layer, and under "all of them" for the layers as one long vector; NaN where nothing moved.
+
+    Raises:
+        ApgdTeachError: there is no task, or one lacks a task vector or a gradient.
+
+    Source: method.md §2.2. Lesson: 04.
+    """
+    chosen = list(vectors if tasks is None else tasks)
+    lacking = [task for task in chosen if task not in vectors or task not in gradients]
+    if lacking or not chosen:
+        which = f"'{lacking[0]}' lacks one of them" if lacking else "there is no task"
+        raise ApgdTeachError(f"give a task vector and a gradient for every task; {which}.")
+    layers = [key for key, tensor in vectors[chosen[0]].items() if tensor.ndim >= 2]
+    found = {}
+    for name, keys in {**{layer: [layer] for layer in layers}, "all of them": layers}.items():
+        each = []
+        for task in chosen:
+            tau, gradient = (
+                torch.cat([of[task][key].flatten().cpu().double() for key in keys]) for of in (vectors, gradients)
+            )
+            size = float(tau.norm() * gradient.norm())
+            each.append(-float(tau @ gradient) / size if size > 0 else math.nan)
+        found[name] = sum(each) / len(each)
     return found
 
 
@@ -295,6 +404,11 @@ class Along:
     end: str = "the merged network"
     unit: str = "nats"
 
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """The gap at each step, mean over the tasks."""
+        return tuple(sum(each) / len(each) for each in zip(*self.gaps.values(), strict=True))
+
 
 def gap_along(
     evaluator: Evaluator,
@@ -428,6 +542,9 @@ class Heat:
         gaps: at each, the rank correlation of the tasks' gaps under the merge, without data and measured.
         changes: the same of what the merge changes.
         changes_with_gradients: the same of what the merge changes, with the true gradients in place of −τⱼ.
+        wrong: at each, for how many tasks the estimate with gradients says that the merge helps and it harms, or the
+            other way round.
+        estimates: at each, what all this was made from.
 
     Lesson: 04.
     """
@@ -438,6 +555,52 @@ class Heat:
     gaps: tuple[float, ...]
     changes: tuple[float, ...]
     changes_with_gradients: tuple[float, ...]
+    wrong: tuple[int, ...]
+    estimates: tuple[Estimates, ...]
+
+    @property
+    def lengths(self) -> tuple[float, ...]:
+        """At each rate ‖τ‖/‖θ₀‖ in per cent, mean over the tasks; NaN where it is not known."""
+        return tuple(100 * _mean(one.lengths) for one in self.estimates)
+
+    def table(self) -> Table:
+        """By learning rate how far experts and merge went, and the gaps (nats) beside their estimates."""
+        rows: list[list[object]] = []
+        for i, one in enumerate(self.estimates):
+            true = one.with_gradients or {}
+            rows.append(
+                [
+                    f"{self.rates[i]:g}",
+                    *map(_whole, (self.lengths[i], 100 * one.steps.get(self.label, math.nan))),
+                    *(_mean(of[name]) for name in ("base", self.label) for of in (one.measured, true)),
+                    f"{self.wrong[i]} of {len(one.titles)}",
+                ]
+            )
+        return Table(
+            (
+                "learning rate",
+                "mean ‖τ‖/‖θ₀‖ %",
+                "longest step %",
+                "base's gap",
+                "its estimate",
+                f"{self.label}'s gap",
+                "its estimate",
+                "wrong direction",
+            ),
+            rows,
+            digits=3,
+            caption="First-order estimates with true gradients beside the measured gaps (nats), mean over the tasks",
+            note="Longest step: ‖M‖/‖θ₀‖ of a merged layer. Wrong direction: tasks that the estimate says the merge "
+            "helps and that it harms, or the other way round.",
+        )
+
+
+def _mean(of: Mapping[str, float]) -> float:
+    return sum(of.values()) / len(of) if of else math.nan
+
+
+def _whole(value: float) -> int | float:
+    return round(value) if math.isfinite(value) else value
 
 
 def measure_heat(estimates: Mapping[float, Estimates], *, label: str = "average") -> Heat:
@@ -454,7 +617,7 @@ def measure_heat(estimates: Mapping[float, Estimates], *, label: str = "average"
     """
     if not estimates:
         raise ApgdTeachError("there are no estimates to put side by side; give one for each learning rate.")
-    ratios, gaps, changes, with_gradients = [], [], [], []
+    ratios, gaps, changes, with_gradients, wrong = [], [], [], [], []
     for rate in sorted(estimates):
         one = estimates[rate]
         if one.with_gradients is None:
@@ -466,10 +629,22 @@ def measure_heat(estimates: Mapping[float, Estimates], *, label: str = "average"
             )
         ratios.append(sum(one.with_gradients["base"].values()) / sum(one.measured["base"].values()))
         gaps.append(spearman(list(one.data_free[label].values()), list(one.measured[label].values())))
-        changed = _changes(one.measured, label)
-        changes.append(spearman(_changes(one.data_free, label), changed))
-        with_gradients.append(spearman(_changes(one.with_gradients, label), changed))
-    return Heat(label, tuple(sorted(estimates)), tuple(ratios), tuple(gaps), tuple(changes), tuple(with_gradients))
+        foretold, changed = one.changes(label)
+        by_line = _changes(one.with_gradients, label)
+        changes.append(spearman(foretold, changed))
+        with_gradients.append(spearman(by_line, changed))
+        wrong.append(sum((says < 0) != (does < 0) for says, does in zip(by_line, changed, strict=True)))
+    rates = sorted(estimates)
+    return Heat(
+        label,
+        tuple(rates),
+        tuple(ratios),
+        tuple(gaps),
+        tuple(changes),
+        tuple(with_gradients),
+        tuple(wrong),
+        tuple(estimates[rate] for rate in rates),
+    )
 
 
 def _changes(of: Mapping[str, Mapping[str, float]], label: str) -> list[float]:
@@ -492,7 +667,7 @@ def draw_heat(measured: Heat) -> Drawing:
     with styled():
         drawn, (left, right) = figure(1, 2, width=9.0, height=4.6)
         left.axhline(1, color=_GREY, linestyle=":", linewidth=1.4, label="right")
-        left.axhline(2, color=_GREY, linestyle="--", linewidth=1.4, label="on a parabola")
+        left.axhline(2, color=_GREY, linestyle="--", linewidth=1.4, label="most on a parabola")
         left.plot(measured.rates, measured.ratios, **look(0), markersize=7, label="measured")
         left.set_ylim(0, 1.1 * max(2.0, *measured.ratios))
         left.set_ylabel("estimate / measured gap")

@@ -17,11 +17,13 @@ from apgd_teach.evaluate import Evaluator
 from apgd_teach.figures.drawing import Drawing
 from apgd_teach.figures.style import figure, look, styled
 from apgd_teach.merging import StateDict, task_vectors
-from apgd_teach.merging.statedict import as_matrix
+from apgd_teach.merging.statedict import as_matrix, norm
 from apgd_teach.merging.subspace import left_vectors
 from apgd_teach.progress import bar
+from apgd_teach.tables import Table, written
 
 __all__ = [
+    "ALL",
     "MEASURES",
     "Interference",
     "PairCosts",
@@ -34,20 +36,23 @@ __all__ = [
 MEASURES = ("cosine", "conflict", "overlap")
 """What can be measured of two task vectors in a layer; see `pairwise_interference`."""
 
+ALL = "all layers together"
+"""Stands in place of a layer's name, before all of them."""
+
 
 @dataclass(frozen=True, eq=False)
 class Interference:
-    """Maps task by task, per layer; NaN where a task vector is zero, which conflicts with nobody.
+    """Maps task by task, of all layers together and of each; NaN where a task vector is zero: it conflicts with nobody.
 
     Attributes:
         tasks: names, in the order of both axes of each map.
-        cosine: per layer, shape (task, task), between −1 and 1.
-        conflict: per layer, shape (task, task), per cent.
-        overlap: per layer, shape (task, task), per cent.
+        cosine: for `ALL` and per layer, shape (task, task), between −1 and 1.
+        conflict: for `ALL` and per layer, shape (task, task), per cent.
+        overlap: for `ALL` and per layer, shape (task, task), per cent.
         directions: per layer, k, how many left singular vectors of each task were compared.
-        chance: per layer, the overlap of two random subspaces of that size, per cent: 100 k / out.
+        chance: for `ALL` and per layer, the overlap of two random subspaces of that size, per cent: 100 k / out.
 
-    Lesson: 03, 05.
+    Lesson: 03.
     """
 
     tasks: tuple[str, ...]
@@ -59,7 +64,7 @@ class Interference:
 
 
 def pairwise_interference(vectors: Mapping[str, StateDict]) -> Interference:
-    """Three measures of every two task vectors, in every layer that has an output and an input side.
+    """Three measures of every two task vectors, over all layers that have an output and an input side, and in each.
 
     * `cosine`: ⟨τᵢ, τⱼ⟩ / ‖τᵢ‖‖τⱼ‖. At −1 one undoes the other.
     * `conflict`: the share of entries in which τᵢ and τⱼ have opposite signs, each entry e weighted by |τᵢₑ τⱼₑ|, in
@@ -67,13 +72,16 @@ def pairwise_interference(vectors: Mapping[str, StateDict]) -> Interference:
     * `overlap`: ‖UᵢᵀUⱼ‖²_F / k in per cent, U the first k = r // T left singular vectors (one at least), r = min(out,
       in): how far both write into the same output directions, whichever way.
 
+    Over all layers the entries of all of them stand in one long row for the first two; the overlap is the mean of the
+    layers', over those in which both tasks moved.
+
     Args:
         vectors: τ by task and tensor, a kernel taken as the matrix (out, in·kh·kw).
 
     Raises:
         ApgdTeachError: fewer than two tasks, tasks of different tensors, or none of the tensors is a matrix.
 
-    Source: method.md §1, §2.5. Lesson: 03, 05.
+    Source: method.md §1, §2.5. Lesson: 03.
     """
     if len(vectors) < 2:
         raise ApgdTeachError(f"interference needs two tasks, and there are task vectors of {len(vectors)}; give more.")
@@ -87,25 +95,42 @@ def pairwise_interference(vectors: Mapping[str, StateDict]) -> Interference:
     layers = [key for key, one in first.items() if one.ndim >= 2 and min(as_matrix(one).shape) >= 2]
     if not layers:
         raise ApgdTeachError("these task vectors have no tensor with an output and an input side; give weights.")
-    found = Interference(tuple(vectors), {}, {}, {}, {}, {})
+    inner, sizes = ({ALL: torch.zeros(len(vectors), len(vectors)).double()} for _ in range(2))
+    overlap, directions, chance = {}, {}, {}
     for layer in layers:
         stack = torch.stack([as_matrix(tau[layer]).detach().cpu().double() for tau in vectors.values()])
-        moved = torch.linalg.vector_norm(stack, dim=(1, 2)) > 0
-        # A task that did not move has no direction and no sign.
-        said = torch.where(moved[:, None] & moved[None, :], 1.0, math.nan).double()
         flat = stack.flatten(1)
-        inner, lengths = flat @ flat.mT, torch.linalg.vector_norm(flat, dim=1)
-        sizes = flat.abs() @ flat.abs().mT
-        # Of two that share no entry nothing agrees and nothing conflicts: 0 / 0 is NaN, and stays it.
-        found.cosine[layer] = said * inner / torch.outer(lengths, lengths)
-        found.conflict[layer] = said * 50 * (1 - inner / sizes)
+        inner[layer], sizes[layer] = flat @ flat.mT, flat.abs() @ flat.abs().mT
+        # One long row of all layers: its inner products are the sums of the layers'.
+        inner[ALL] += inner[layer]
+        sizes[ALL] += sizes[layer]
         out, width = stack.shape[1:]
         k = max(1, min(out, width) // len(vectors))
         bases = torch.stack([_first_directions(tau, k) for tau in stack])
         products = torch.einsum("iok,jol->ijkl", bases, bases)
-        found.overlap[layer] = said * 100 * products.square().sum(dim=(2, 3)) / k
-        found.directions[layer], found.chance[layer] = k, 100 * k / out
-    return found
+        overlap[layer] = _both_moved(inner[layer]) * 100 * products.square().sum(dim=(2, 3)) / k
+        directions[layer], chance[layer] = k, 100 * k / out
+    return Interference(
+        tuple(vectors),
+        {layer: _both_moved(one) * one / _lengths(one) for layer, one in inner.items()},
+        # Of two that share no entry nothing agrees and nothing conflicts: 0 / 0 is NaN, and stays it.
+        {layer: _both_moved(one) * 50 * (1 - one / sizes[layer]) for layer, one in inner.items()},
+        {ALL: torch.stack(list(overlap.values())).nanmean(dim=0), **overlap},
+        directions,
+        {ALL: sum(chance.values()) / len(chance), **chance},
+    )
+
+
+def _both_moved(inner: Tensor) -> Tensor:
+    """1 for two tasks that moved, else NaN, shape (task, task): who did not move has no direction and no sign."""
+    moved = inner.diag() > 0
+    return torch.where(moved[:, None] & moved[None, :], 1.0, math.nan).double()
+
+
+def _lengths(inner: Tensor) -> Tensor:
+    """‖τᵢ‖‖τⱼ‖, shape (task, task), from all inner products."""
+    lengths = inner.diag().sqrt()
+    return torch.outer(lengths, lengths)
 
 
 def _first_directions(tau: Tensor, k: int) -> Tensor:
@@ -129,9 +154,11 @@ class _Look:
 
 
 _LOOKS = {
-    "cosine": _Look("Cosine between task vectors", "cosine", "RdBu_r", 0.0, 2, "", 1),
-    # Reversed, so that red is alike and blue is conflict in both maps.
-    "conflict": _Look("Opposite signs, by magnitude", "weight in opposite signs (%)", "RdBu", 50.0, 0, " %", -1),
+    # Red is conflict and blue is alike in both maps, and the scale says so to those who see neither.
+    "cosine": _Look("Cosine between task vectors", "cosine (above 0: alike)", "RdBu", 0.0, 2, "", 1),
+    "conflict": _Look(
+        "Opposite signs, by magnitude", "opposite signs (%; above 50: conflict)", "RdBu_r", 50.0, 0, " %", -1
+    ),
     "overlap": _Look("Overlap of output directions", "overlap of subspaces (%)", "viridis_r", None, 0, " %", 1),
 }
 
@@ -139,20 +166,20 @@ _LOOKS = {
 def draw_interference(
     measured: Interference, *, layer: str, measure: str = "cosine", titles: Mapping[str, str] | None = None
 ) -> Drawing:
-    """One measure of one layer as a map, task by task; colours mean the same in every layer.
+    """One measure of one layer, or of all together, as a map, task by task; colours mean the same in every layer.
 
     A task beside itself is left grey: it says nothing.
 
     Args:
         measured: what `pairwise_interference` gave.
-        layer: the name of a weight.
+        layer: the name of a weight, or `ALL`.
         measure: one of `MEASURES`.
         titles: of the tasks, by name; the names themselves where there are none.
 
     Raises:
         ApgdTeachError: there is no such layer or measure.
 
-    Lesson: 03, 05.
+    Lesson: 03.
     """
     if measure not in MEASURES:
         raise ApgdTeachError(f"there is no measure '{measure}' of interference; use one of: {', '.join(MEASURES)}.")
@@ -174,7 +201,7 @@ def draw_interference(
             axes.text(
                 column,
                 row,
-                _shown(value, how.digits),
+                written(value, how.digits),
                 ha="center",
                 va="center",
                 fontsize=10,
@@ -217,36 +244,34 @@ def _ends(map_: Tensor) -> tuple[tuple[float, tuple[int, int]], tuple[float, tup
 
 
 def _words(measured: Interference, layer: str, measure: str, names: list[str]) -> str:
-    how = _LOOKS[measure]
+    how, where = _LOOKS[measure], f"{'Over' if layer == ALL else 'In'} {layer}"
     ends = _ends(getattr(measured, measure)[layer])
     if ends is None:
-        return f"In {layer} no two tasks have task vectors that can be compared."
+        return f"{where} no two tasks have task vectors that can be compared."
     what = {
         "cosine": "cosine",
         "conflict": "opposite signs, weighted by magnitude,",
         "overlap": "overlap of output directions",
     }
     said = [
-        f"{names[i]} and {names[j]} ({_shown(value, how.digits)}{how.unit})" for value, (i, j) in ends[:: how.alike]
+        f"{names[i]} and {names[j]} ({written(value, how.digits)}{how.unit})" for value, (i, j) in ends[:: how.alike]
     ]
     aside = ""
     if measure == "conflict":
         aside = "; at 50 % signs agree as often as not"
     if measure == "overlap":
-        aside = (
-            f"; two random subspaces of {measured.directions[layer]} directions would overlap by "
-            f"{measured.chance[layer]:.0f} %"
-        )
+        many = "as many directions in each" if layer == ALL else f"{measured.directions[layer]} directions"
+        aside = f"; two random subspaces of {many} would overlap by {measured.chance[layer]:.0f} %"
     if ends[0][1] == ends[1][1]:
-        return f"In {layer}, by {what[measure]} the only pair that can be compared is {said[0]}{aside}."
-    level = {_shown(value, how.digits) for value, _ in ends}
+        return f"{where}, by {what[measure]} the only pair that can be compared is {said[0]}{aside}."
+    level = {written(value, how.digits) for value, _ in ends}
     if len(level) == 1:
-        return f"In {layer}, by {what[measure]} all pairs are equally alike ({level.pop()}{how.unit}){aside}."
+        return f"{where}, by {what[measure]} all pairs are equally alike ({level.pop()}{how.unit}){aside}."
     least = ends[:: how.alike][0][0]
     # Where nobody is in conflict, nobody is the most so.
     in_conflict = how.middle is not None and how.alike * (least - how.middle) < 0
     apart = "most in conflict" if in_conflict else "least alike"
-    return f"In {layer}, by {what[measure]} {apart} are {said[0]}, and most alike {said[1]}{aside}."
+    return f"{where}, by {what[measure]} {apart} are {said[0]}, and most alike {said[1]}{aside}."
 
 
 def _numbers(measured: Interference, layer: str) -> dict[str, float]:
@@ -257,13 +282,6 @@ def _numbers(measured: Interference, layer: str) -> dict[str, float]:
         for end, word in enumerate(("lowest", "highest")):
             found[f"{word} {title} ({unit})"] = ends[end][0] if ends else math.nan
     return found
-
-
-def _shown(value: float, digits: int) -> str:
-    if math.isnan(value):
-        return "–"
-    text = f"{value:.{digits}f}"
-    return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
 
 
 # What a pair costs
@@ -277,11 +295,12 @@ class PairCosts:
         titles: of the tasks, by name.
         pairs: names of the two tasks.
         kinds: per pair, the family that both tasks are of, or "two families".
-        measures: "cosine" and "conflict" per pair, see `pairwise_interference`, over all weights together; "overlap"
-            as the mean over the layers.
+        measures: "cosine", "conflict" and "overlap" per pair, see `pairwise_interference`, over all layers together.
+        lengths: per pair, ‖τ‖ over all tensors, mean of the two tasks.
         gaps: per pair, the gap of the merged network to the task's own expert (nats), mean of the two tasks.
         lost: per pair, the accuracy of the two experts, each on its own task, less that of the merged network (points),
             mean of the two tasks.
+        tier: of the images, and how many per task.
 
     Lesson: 03.
     """
@@ -290,8 +309,47 @@ class PairCosts:
     pairs: tuple[tuple[str, str], ...]
     kinds: tuple[str, ...]
     measures: dict[str, tuple[float, ...]]
+    lengths: tuple[float, ...]
     gaps: tuple[float, ...]
     lost: tuple[float, ...]
+    tier: str
+
+    @property
+    def cheapest(self) -> int:
+        """Place of the pair with the smallest gap."""
+        return min(range(len(self.gaps)), key=self.gaps.__getitem__)
+
+    @property
+    def dearest(self) -> int:
+        """Place of the pair with the largest gap."""
+        return max(range(len(self.gaps)), key=self.gaps.__getitem__)
+
+    def table(self) -> Table:
+        """The pairs at both ends of the opposite signs, and of the gap."""
+        signs = self.measures["conflict"]
+        named = {
+            "fewest opposite signs": self.end("conflict", alike=True),
+            "most opposite signs": self.end("conflict", alike=False),
+            "smallest gap": self.cheapest,
+            "largest gap": self.dearest,
+        }
+        return Table(
+            ("pair", "", "opposite signs %", "cosine", "mean ‖τ‖", "gap, nats", "accuracy lost, points"),
+            [
+                (
+                    self.name(place),
+                    what,
+                    round(signs[place]) if math.isfinite(signs[place]) else None,
+                    written(self.measures["cosine"][place], 2),
+                    self.lengths[place],
+                    f"{self.gaps[place]:.2f}",
+                    self.lost[place],
+                )
+                for what, place in named.items()
+            ],
+            caption="Two experts averaged: what the weights said, and what it cost (mean of the two tasks)",
+            note=f"Of {len(self.pairs)} pairs. {self.tier}.",
+        )
 
     def name(self, place: int) -> str:
         """The titles of a pair's two tasks."""
@@ -345,21 +403,13 @@ def measure_pairs(
     Source: method.md §2.1. Lesson: 03.
     """
     vectors = task_vectors(base, experts)
-    layers = pairwise_interference(vectors)
-    weights = list(layers.cosine)
-    flat = {task: torch.cat([tau[key].flatten() for key in weights]).cpu().double() for task, tau in vectors.items()}
+    between = pairwise_interference(vectors)
+    lengths = {task: math.hypot(*map(norm, tau.values())) for task, tau in vectors.items()}
     own = {task: evaluator.score(state, task) for task, state in experts.items()}
     pairs = tuple(itertools.combinations(experts, 2))
-    measures: dict[str, list[float]] = {name: [] for name in MEASURES}
     gaps, lost = [], []
     with bar(len(pairs), "pair", "averages of two", progress) as done:
         for pair in pairs:
-            one, other = (flat[task] for task in pair)
-            inner, sizes = one @ other, one.abs() @ other.abs()
-            i, j = (list(experts).index(task) for task in pair)
-            measures["cosine"].append(float(inner / (one.norm() * other.norm())))
-            measures["conflict"].append(float(50 * (1 - inner / sizes)))
-            measures["overlap"].append(float(torch.stack([layers.overlap[key][i, j] for key in weights]).mean()))
             # The average of two, as `merge` makes it; without the checks and hashes of 28 merges.
             steps = [vectors[task] for task in pair]
             merged = {
@@ -376,9 +426,14 @@ def measure_pairs(
         titles={task: tasks[task].title for task in experts},
         pairs=pairs,
         kinds=tuple(two.pop() if len(two) == 1 else "two families" for two in families),
-        measures={name: tuple(values) for name, values in measures.items()},
+        measures={
+            name: tuple(float(getattr(between, name)[ALL][i, j]) for i, j in itertools.combinations(range(len(own)), 2))
+            for name in MEASURES
+        },
+        lengths=tuple(sum(lengths[task] for task in pair) / 2 for pair in pairs),
         gaps=tuple(gaps),
         lost=tuple(lost),
+        tier=f"{evaluator.pool.tier} tier, {evaluator.split} split, {evaluator.images(pairs[0][0]):,} a task",
     )
 
 
@@ -416,14 +471,14 @@ def draw_pairs(measured: PairCosts, *, measure: str = "conflict") -> Drawing:
         axes.set_title("What the weights say of a pair, and what it costs")
         drawn.legend(loc="outside lower center", ncols=3)
     alike, apart = (
-        f"{measured.name(place)} ({_shown(values[place], how.digits)}{how.unit}; gap {measured.gaps[place]:.2f} nats, "
-        f"{_shown(measured.lost[place], 1)} points of accuracy lost)"
+        f"{measured.name(place)} ({written(values[place], how.digits)}{how.unit}; gap {measured.gaps[place]:.2f} nats, "
+        f"{written(measured.lost[place], 1)} points of accuracy lost)"
         for place in ends
     )
     return Drawing(
         drawn,
         f"{how.title}, over all weights. Most alike: {alike}. Least alike: {apart}. Rank correlation with the gap over "
-        f"{len(values)} pairs: {_shown(measured.correlation(measure), 2)}.",
+        f"{len(values)} pairs: {written(measured.correlation(measure), 2)}.",
         {
             "rank correlation with the gap (−1 to 1)": measured.correlation(measure),
             "gap of the pair most alike (nats)": measured.gaps[ends[0]],

@@ -23,16 +23,20 @@ from apgd_teach.figures.style import COLORS, MARKERS, figure, styled
 from apgd_teach.merging import Laboratory, make_laboratory, projector
 from apgd_teach.merging.apgd import Apgd
 from apgd_teach.merging.objective import objective
+from apgd_teach.tables import Table
 
 __all__ = [
     "SETTINGS",
+    "TRAINED",
     "GapClosed",
     "LaboratoryPlane",
+    "Overestimates",
     "draw_gap_closed",
     "draw_laboratory",
     "laboratory_along",
     "measure_gap_closed",
     "measure_laboratory",
+    "measure_overestimates",
 ]
 
 SETTINGS: dict[str, dict[str, object]] = {
@@ -41,6 +45,16 @@ SETTINGS: dict[str, dict[str, object]] = {
     "nothing in common": {"steps": None, "random_hessian": True},
 }
 """Arguments of `make_laboratory`, by name. In the last two the task vectors do not know what matters to the tasks."""
+
+TRAINED: dict[str, int | None] = {
+    "1 step": 1,
+    "2 steps": 2,
+    "3 steps": 3,
+    "5 steps": 5,
+    "10 steps": 10,
+    "ever": None,
+}
+"""How long an expert may have been trained: steps of gradient descent, None for until nothing changes."""
 
 NEAR = 14
 """How far a name is from the middle of its point, in points; where it had to go farther a line leads there."""
@@ -169,6 +183,54 @@ def laboratory_along(
         end=end,
         unit="half squared errors",
     )
+
+
+@dataclass(frozen=True)
+class Overestimates:
+    """The base's own gap in laboratories of two weights: its first-order estimate as a multiple of the true one.
+
+    Attributes:
+        ratios: by how long the experts were trained, in words, a ratio per task.
+
+    Lesson: 04.
+    """
+
+    ratios: dict[str, tuple[float, ...]]
+
+    def table(self) -> Table:
+        """One row per laboratory, one column per task."""
+        tasks = len(next(iter(self.ratios.values())))
+        return Table(
+            ("expert trained for", *(f"task {task}" for task in range(tasks))),
+            [(name, *each) for name, each in self.ratios.items()],
+            digits=3,
+            caption="The base's own gap: first-order estimate as a multiple of the true one",
+        )
+
+
+def measure_overestimates(
+    trained: Mapping[str, int | None] = TRAINED, *, n_tasks: int = 2, seed: int = 0
+) -> Overestimates:
+    """By what factor the straight line misses the base's gap, the longer an expert was trained.
+
+    Args:
+        trained: by what to call it, steps of gradient descent; None for training for ever.
+        n_tasks: of each laboratory, whose weights have the shape (1, 2).
+        seed: of the laboratories, which have the same tasks.
+
+    Raises:
+        ApgdTeachError: there is nothing to measure, or experts that did not move have no gap to estimate.
+
+    Source: method.md §2.2, §4. Lesson: 04.
+    """
+    if not trained or 0 in trained.values():
+        raise ApgdTeachError("give at least one number of steps, each from 1 on, or None for training for ever.")
+    ratios = {}
+    for name, steps in trained.items():
+        one = make_laboratory(n_tasks, 1, 2, distance=1.0, seed=seed, steps=steps)
+        gaps = torch.stack([one.gap(task, one.initial) for task in range(n_tasks)])
+        ratios[name] = tuple((one.first_order_gap(one.initial) / gaps).tolist())
+    return Overestimates(ratios)
 
 
 def _point(weight: Tensor) -> Point:
@@ -368,6 +430,15 @@ class GapClosed:
     protected: int
     out: int
 
+    def ahead(self, setting: str) -> int:
+        """In how many draws `full` closes more than the average."""
+        found = self.shares[setting]
+        return sum(full > plain for full, plain in zip(found["full"], found["average"], strict=True))
+
+    def medians(self, setting: str) -> dict[str, float]:
+        """By merge the median share over the draws."""
+        return {name: median(each) for name, each in self.shares[setting].items()}
+
 
 def measure_gap_closed(
     seeds: Sequence[int] = range(20), *, n_tasks: int = 2, out: int = 16, in_: int = 16, protect: float = 1 / 6
@@ -430,7 +501,7 @@ def draw_gap_closed(measured: GapClosed, *, setting: str) -> Drawing:
     if setting not in measured.shares:
         raise ApgdTeachError(f"there is no setting '{setting}'; there are: {', '.join(measured.shares)}.")
     found = measured.shares[setting]
-    middle = {name: median(each) for name, each in found.items()}
+    middle = measured.medians(setting)
     with styled():
         drawn, (axes,) = figure(width=8.4, height=4.2)
         count = len(measured.seeds)
@@ -457,7 +528,7 @@ def draw_gap_closed(measured: GapClosed, *, setting: str) -> Drawing:
         axes.set_yticks(range(len(found)), list(found))
         axes.set_xlabel("share of the base's gap closed (%)\n0: as the base; 100: as every task's own expert")
         axes.set_title(f"Setting '{setting}': {count} draws, bar at the median")
-        ahead = sum(full > plain for full, plain in zip(found["full"], found["average"], strict=True))
+        ahead = measured.ahead(setting)
         words = (
             f"Setting '{setting}', {count} draws: the median share of the base's gap that is closed is "
             + ", ".join(f"{_percent(value)} for {name}" for name, value in middle.items())

@@ -91,9 +91,9 @@ def draw_paths(paths: Mapping[str, Path], titles: Mapping[str, str], ends: tuple
             right.set_horizontalalignment("right")
             place.set_title(title)
         if len(tasks) == 1:
-            axes[0].set_ylabel(f"loss on {titles[tasks[0]]} (nats)")
+            axes[0].set_ylabel(f"loss on {titles[tasks[0]]} (nats, log scale)")
         else:
-            axes[0].set_ylabel("loss (nats)")
+            axes[0].set_ylabel("loss (nats, log scale)")
             drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     first, last = (" ".join(end.split()) for end in ends)
     words = [

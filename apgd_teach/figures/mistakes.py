@@ -233,6 +233,7 @@ def draw_examples(measured: Mapping[str, Mistakes], *, task: str, kind: str = "b
         axes.set_yticks([])
         axes.grid(False)
         axes.spines[:].set_visible(False)
+        axes.set_xlabel(f"a → b: a is right, b is what the {'merged network' if kind == 'broken' else 'base'} said")
         what = "Broken by the merge" if kind == "broken" else "Saved by the merge"
         axes.set_title(f"{what}: {len(every[kind]):,} of {len(one.labels):,} images of {one.title}")
     who = (

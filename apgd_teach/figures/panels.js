@@ -20,6 +20,8 @@ function render({ model, el }) {
   let asked = ""; // the setting that the kernel was asked for and has not answered
   let patience = 0;
   let settled = 0;
+  let heard = false; // whether the kernel has ever answered
+  let touched = false; // whether a reader has moved anything since the page was loaded
 
   const picture = make("img");
   const words = make("p", { class: "apgd-words", "aria-hidden": "true" }); // the picture's alt says the same
@@ -38,6 +40,7 @@ function render({ model, el }) {
     const shown = control.kind === "choice" ? [] : [make("output", { for: id, "aria-hidden": "true" })];
     const row = make("div", { class: "apgd-control" }, make("label", { for: id }, control.name), input, ...shown);
     input.addEventListener("input", () => {
+      touched = true;
       const chosen = [...model.get("chosen")];
       chosen[place] = control.kind === "choice" ? input.selectedIndex : Number(input.value);
       choose(chosen);
@@ -113,6 +116,9 @@ function render({ model, el }) {
   function unanswered() {
     asked = "";
     clearTimeout(patience);
+    // In a notebook that was opened again without its kernel there is the first picture only: sliders stand as it does.
+    // But a reader's move is not taken back: its picture comes when the kernel is free.
+    if (!heard && !touched) choose(model.get("first").at);
     status.textContent = "no answer: the kernel is busy with a cell, or no longer the one that made this; run the cell";
   }
 
@@ -135,6 +141,11 @@ function render({ model, el }) {
   }
 
   function onMessage(message, buffers) {
+    heard = true;
+    if (message.what === "call") {
+      model.send({ here: own });
+      return;
+    }
     const key = message.at.join(",");
     const here = model.get("chosen").join(",");
     answered(key);
@@ -151,7 +162,8 @@ function render({ model, el }) {
   keep(model.get("first"), model.get("picture"));
   model.on("msg:custom", onMessage);
   model.on("change:chosen", update);
-  model.send({ hello: true });
+  model.send({ hello: own });
+  put(model.get("first").at.join(","));
   update();
   return () => {
     model.off("msg:custom", onMessage);
@@ -159,7 +171,7 @@ function render({ model, el }) {
     clearTimeout(patience);
     clearTimeout(settled);
     try {
-      model.send({ bye: true });
+      model.send({ bye: own });
     } catch {
       // Nobody is there to be told.
     }

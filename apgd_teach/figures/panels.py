@@ -7,27 +7,35 @@ import itertools
 import math
 import os
 import sys
+import threading
 import time
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, ClassVar
 
 import anywidget
+from IPython import get_ipython
 from traitlets import Bytes, Dict, List, Unicode
 
 from apgd_teach.course.profiles import VISIT
 from apgd_teach.errors import FigureError
 from apgd_teach.figures.drawing import Drawing
 from apgd_teach.figures.faces import Frame, frame, multiples, table
+from apgd_teach.figures.style import DRAWING
 from apgd_teach.tables import Table
 
 __all__ = ["Panel", "Slider", "panel"]
 
 AHEAD = 240
-"""Pictures of one panel that are drawn ahead, at most: the nearest to where the sliders stand."""
+"""Pictures of one panel that are drawn ahead, at most: the nearest to where the sliders rest."""
+
+MOST = 600
+"""Pictures of one panel that are kept, here as in the browser."""
 
 _PAUSE_S = 0.02
 _AFTER_S = 0.25
@@ -130,6 +138,10 @@ class Panel(anywidget.AnyWidget):
     The browser keeps the pictures that it was sent and moves between them by itself. The kernel draws what is asked
     for, and, while it has nothing else to do, what lies nearest to where the sliders stand: one picture of all panels
     at a time, so that a question waits for one at most. It draws nothing ahead where no browser looks on.
+
+    JupyterLab's messages may come in a thread of their own (a subshell) while a cell runs in another. Pictures that are
+    there already are sent even then; nothing is drawn until the cell has ended, so that what the cell draws, and what
+    it sets in matplotlib, is its own. The event loop that heard a browser last draws ahead.
     """
 
     _esm = (_HERE / "panels.js").read_text(encoding="utf-8")
@@ -141,10 +153,13 @@ class Panel(anywidget.AnyWidget):
     picture = Bytes().tag(sync=True)
 
     _waiting: ClassVar[list[Panel]] = []
-    """Panels with something left to draw ahead, the one that was moved last in front."""
-    _planned: ClassVar[object] = None
-    """The event loop that the next turn is planned in."""
+    """Panels with something left to draw ahead: in the order in which they came, the one that was moved last in front.
+    """
+    _ticket: ClassVar[object] = None
+    """Of the one turn that is planned, in whichever event loop; every other turn is void."""
     _not_before: ClassVar[float] = 0.0
+    _guard: ClassVar[threading.Lock] = threading.Lock()
+    """Of the three above. Nothing is drawn or sent while it is held."""
 
     def __init__(
         self,
@@ -158,10 +173,13 @@ class Panel(anywidget.AnyWidget):
         self._frames: dict[tuple[int, ...], Frame] = {}
         self._sent: set[tuple[int, ...]] = set()
         self._failed: set[tuple[int, ...]] = set()
-        self._views = 0
+        self._views: set[str] = set()
+        self._asked: tuple[int, ...] | None = None
         self._title = title
+        _Cell.watch()
         start = tuple(one.first for one in self._sliders.values())
         self._static = [self._places(setting) for setting in static] or [start]
+        self._pinned = {start, *self._static}
         first = self._frame(start)
         for places in self._static:
             self._frame(places)
@@ -253,43 +271,64 @@ class Panel(anywidget.AnyWidget):
         Raises:
             FigureError: it cannot be drawn.
         """
-        if places not in self._frames:
-            values = {key: one.values[place] for (key, one), place in zip(self._sliders.items(), places, strict=True)}
-            try:
-                with _nothing_left_open():
-                    drawing = self._draw(**values)
-                if not isinstance(drawing, Drawing):
-                    raise TypeError(f"it returned {type(drawing).__name__}, where a Drawing with its words is needed")
-                self._frames[places] = frame(drawing)
-            except (Exception, SystemExit) as error:
-                name = getattr(self._draw, "__name__", type(self._draw).__name__)
-                reason = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0].rstrip(".: ")
-                raise FigureError(
-                    f"the figure '{self._title}' cannot be drawn at {self._caption(places)} ({reason}); correct "
-                    f"{name}(), or move the slider elsewhere."
-                ) from error
-        return self._frames[places]
+        found = self._frames.get(places)
+        if found is None:
+            with DRAWING:
+                found = self._frames.get(places) or self._drawn(places)
+                self._frames[places] = found
+                self._forget()
+        return found
+
+    def _forget(self) -> None:
+        """Drop the oldest pictures beyond `MOST`; that of the start and those of the static face stay."""
+        others = [one for one in list(self._frames) if one not in self._pinned]
+        for places in others[: max(0, len(self._frames) - MOST)]:
+            del self._frames[places]
+            self._sent.discard(places)
+
+    def _drawn(self, places: tuple[int, ...]) -> Frame:
+        values = {key: one.values[place] for (key, one), place in zip(self._sliders.items(), places, strict=True)}
+        try:
+            with _nothing_left_open():
+                drawing = self._draw(**values)
+            if not isinstance(drawing, Drawing):
+                raise TypeError(f"it returned {type(drawing).__name__}, where a Drawing with its words is needed")
+            return frame(drawing)
+        except (Exception, SystemExit) as error:
+            name = getattr(self._draw, "__name__", type(self._draw).__name__)
+            reason = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0].rstrip(".: ")
+            raise FigureError(
+                f"the figure '{self._title}' cannot be drawn at {self._caption(places)} ({reason}); correct "
+                f"{name}(), or move the slider elsewhere."
+            ) from error
 
     # Talking to the browser
 
     def _hear(self, _: object, message: Mapping[str, Any], __: object) -> None:
-        if message.get("hello"):
-            # A page that was loaded again has lost what it was sent.
-            self._views += 1
+        if "hello" in message:
+            # A page that was loaded again has lost what it was sent, and has not said goodbye: who else is there?
+            self._views = {str(message["hello"])}
+            self.send({"what": "call"})
             self._sent.clear()
             for places in list(self._frames):
                 self._answer(places)
-        elif message.get("bye"):
-            self._views = max(0, self._views - 1)
+            self._plan(ahead_of=list(Panel._waiting))
+        elif "here" in message:
+            self._views.add(str(message["here"]))
+        elif "bye" in message:
+            self._views.discard(str(message["bye"]))
             if not self._views:
                 # Nobody looks at it any more: the cell was run again, or its output cleared.
-                kept = {tuple(one.first for one in self._sliders.values()), *self._static}
-                self._frames = {places: one for places, one in self._frames.items() if places in kept}
+                self._frames = {places: one for places, one in list(self._frames.items()) if places in self._pinned}
         elif "want" in message:
-            self._answer(tuple(message["want"]))
+            places = tuple(message["want"])
+            if places in self._frames or not _Cell.runs(elsewhere=True):
+                self._answer(places)
+            else:
+                self._asked = places
             # Whoever asks may be asking again in a moment, and must not find the kernel drawing something else.
             Panel._not_before = time.monotonic() + _AFTER_S
-        self._plan()
+            self._plan()
 
     def _moved(self, _: object) -> None:
         self._plan()
@@ -304,31 +343,53 @@ class Panel(anywidget.AnyWidget):
         self._sent.add(places)
         self.send({"what": "picture", "at": list(places), "words": one.words, "photo": one.photo}, [one.png])
 
-    def _plan(self) -> None:
-        """Draw the next picture ahead when the kernel has answered everything else: one of all panels at a time."""
+    def _plan(self, ahead_of: Sequence[Panel] = ()) -> None:
+        """Draw the next picture ahead when the kernel has answered everything else: one of all panels at a time.
+
+        Args:
+            ahead_of: panels whose turn comes first.
+        """
         try:
-            asyncio.get_running_loop()
+            loop = asyncio.get_running_loop()
         except RuntimeError:
             return
-        Panel._waiting = [self, *(one for one in Panel._waiting if one is not self)]
-        Panel._next_turn()
+        with Panel._guard:
+            Panel._waiting = list(dict.fromkeys([*ahead_of, self, *Panel._waiting]))
+            Panel._next_turn(loop, _PAUSE_S)
 
     @staticmethod
-    def _next_turn() -> None:
-        loop = asyncio.get_running_loop()
-        if Panel._waiting and Panel._planned is not loop:
-            Panel._planned = loop
-            loop.call_later(_PAUSE_S, Panel._turn)
+    def _next_turn(loop: asyncio.AbstractEventLoop, after: float) -> None:
+        """Plan a turn where there is something to draw; its ticket makes every older plan void, in any loop."""
+        Panel._ticket = object() if Panel._waiting else None
+        if Panel._ticket:
+            loop.call_later(after, Panel._turn, loop, Panel._ticket)
 
     @staticmethod
-    def _turn() -> None:
-        Panel._planned = None
-        if time.monotonic() < Panel._not_before:
-            Panel._next_turn()
+    def _turn(loop: asyncio.AbstractEventLoop, ticket: object) -> None:
+        if Panel._ticket is not ticket:
             return
-        while Panel._waiting and not Panel._waiting[0]._draw_ahead():
-            Panel._waiting.pop(0)
-        Panel._next_turn()
+        busy = _Cell.runs()
+        try:
+            if not busy and time.monotonic() >= Panel._not_before:
+                Panel._draw_one()
+        finally:
+            with Panel._guard:
+                if Panel._ticket is ticket:
+                    Panel._next_turn(loop, _AFTER_S if busy else _PAUSE_S)
+
+    @staticmethod
+    def _draw_one() -> None:
+        """What was asked for while a cell ran; else the first picture ahead that is missing anywhere."""
+        for one in list(Panel._waiting):
+            if one._asked is not None:
+                places, one._asked = one._asked, None
+                one._answer(places)
+                return
+        for one in list(Panel._waiting):
+            if one._draw_ahead():
+                return
+            with Panel._guard:
+                Panel._waiting = [other for other in Panel._waiting if other is not one]
 
     def _draw_ahead(self) -> bool:
         """Draw the nearest picture that is missing, and send it. False where none is."""
@@ -349,6 +410,50 @@ class Panel(anywidget.AnyWidget):
         return True
 
 
+class _Cell:
+    """The cells that run now, as IPython tells of them: one may run another, and each thread may have its own."""
+
+    _depth: ClassVar[Counter[int]] = Counter()
+    """By thread, how many cells it is in."""
+    _watched: ClassVar[object] = None
+
+    @classmethod
+    def watch(cls) -> None:
+        """Be told of cells from now on; whoever calls for the first time may be in one."""
+        shell = get_ipython()
+        if shell is None or shell is cls._watched:
+            return
+        cls._watched = shell
+        shell.events.register("pre_run_cell", cls._begins)
+        shell.events.register("post_run_cell", cls._ends)
+        cls._depth[threading.get_ident()] = _cells_here()
+
+    @classmethod
+    def runs(cls, elsewhere: bool = False) -> bool:
+        """Whether a cell runs; in another thread than this one, if `elsewhere`."""
+        here = threading.get_ident()
+        return any(depth > 0 and not (elsewhere and thread == here) for thread, depth in list(cls._depth.items()))
+
+    @classmethod
+    def _begins(cls, *_: object) -> None:
+        cls._depth[threading.get_ident()] += 1
+
+    @classmethod
+    def _ends(cls, *_: object) -> None:
+        here = threading.get_ident()
+        cls._depth[here] = max(0, cls._depth[here] - 1)
+
+
+def _cells_here() -> int:
+    """How many cells IPython runs in this thread: so often is its own function, which tells of each, further up."""
+    frame: FrameType | None = sys._getframe()
+    count = 0
+    while frame is not None:
+        count += frame.f_code.co_name == "run_cell_async" and not frame.f_locals.get("silent")
+        frame = frame.f_back
+    return count
+
+
 @contextmanager
 def _nothing_left_open() -> Iterator[None]:
     """Close what a drawing function opens in pyplot: it would be shown under whatever cell is run next."""
@@ -358,7 +463,8 @@ def _nothing_left_open() -> Iterator[None]:
         yield
     finally:
         pyplot = sys.modules.get("matplotlib.pyplot")
-        if pyplot:
+        # What a cell that runs meanwhile opens cannot be told from it, and stays.
+        if pyplot and not _Cell.runs(elsewhere=True):
             for number in set(pyplot.get_fignums()) - before:
                 pyplot.close(number)
 
@@ -406,8 +512,9 @@ def panel(
         title: what the figure is about, a few words.
         static: settings shown where nothing can be moved, by parameter, two to four of them; a slider that one does
             not name stands where it starts. The start alone when empty.
-        ahead: how many pictures are drawn before anybody asks, at most. 0 for a function that evaluates networks after
-            all: then a picture costs what its drawing costs, and is asked for by a reader.
+        ahead: how many pictures are drawn before anybody asks, at most, around every place where the sliders rest. 0
+            for a function that evaluates networks after all: then a picture costs what its drawing costs, and is asked
+            for by a reader.
         sliders: by the parameter's name.
 
     Returns:

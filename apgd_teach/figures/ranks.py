@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
+from itertools import pairwise
 from statistics import mean, median
 
 import torch
@@ -14,7 +15,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLoc
 from torch import Tensor
 
 from apgd_teach.errors import ApgdTeachError
-from apgd_teach.evaluate import Evaluator, Scores
+from apgd_teach.evaluate import Difference, Evaluator, Scores, difference
 from apgd_teach.figures.drawing import Drawing
 from apgd_teach.figures.style import COLORS, LINES, MARKERS, figure, styled
 from apgd_teach.merging import Apgd, Audit, Layer, Merged, Solution, StateDict, merge
@@ -33,6 +34,7 @@ __all__ = [
     "measure_angles",
     "measure_rank",
     "measure_sharing",
+    "share_words",
 ]
 
 
@@ -62,6 +64,7 @@ class RankSweep:
         auto_range: the smallest and the largest of any layer.
         base: how accurate the base is.
         merged: by share, and under "auto", what the merge gave back.
+        against: by share, how much more accurate the network is than that of the least share.
     """
 
     shares: dict[float, Accuracy]
@@ -70,6 +73,58 @@ class RankSweep:
     auto_range: tuple[float, float]
     base: Accuracy
     merged: dict[float | str, Merged] = field(default_factory=dict, repr=False)
+    against: dict[float, Difference] = field(default_factory=dict, repr=False)
+
+    def beside(self, share: float) -> str:
+        """In brackets, how much more accurate than with least protected; nothing for the least itself."""
+        least = min(self.shares)
+        if share == least or share not in self.against:
+            return ""
+        found = self.against[share]
+        return f" ({found} points against {share_words(least)} protected: {found.verdict})"
+
+    @property
+    def best(self) -> float:
+        """The share with the best mean. Where an end is as good as a share in between it is the end."""
+        return max(self._ends_first, key=lambda share: self.shares[share].mean)
+
+    @property
+    def worst(self) -> float:
+        """The share with the lowest mean. Where an end is as bad as a share in between it is the end."""
+        return min(self._ends_first, key=lambda share: self.shares[share].mean)
+
+    @property
+    def _ends_first(self) -> list[float]:
+        ends = (min(self.shares), max(self.shares))
+        return sorted(self.shares, key=lambda share: share not in ends)
+
+    def told(self) -> str:
+        """Where the mean is best and where worst, in words, whichever way it goes from one share to the next."""
+        means = {share: one.mean for share, one in self.shares.items()}
+        first, last = min(means), max(means)
+        steps = [after - before for before, after in pairwise(means.values())]
+        if not any(steps):
+            return f"the mean is {means[first]:.1f} % whatever is protected"
+        if min(steps) >= 0 or max(steps) <= 0:
+            how = "rises" if max(steps) > 0 else "falls"
+            return (
+                f"the mean never {'falls' if how == 'rises' else 'rises'} as more is protected: it {how} from "
+                f"{means[first]:.1f} % with {share_words(first)} protected to {means[last]:.1f} % with "
+                f"{share_words(last)}{self.beside(last)}"
+            )
+        best, worst = self.best, self.worst
+        inner = [name for name, share in (("best", best), ("worst", worst)) if share not in (first, last)]
+        where = {
+            ("best",): "the best lies in between",
+            ("worst",): "the worst lies in between: to protect that much is worse than nothing, and worse than "
+            + share_words(last),
+            ("best", "worst"): "both lie in between, and neither end is the best or the worst",
+            (): "these are the two ends, but in between the mean does not move in one direction only",
+        }[tuple(inner)]
+        return (
+            f"the mean is best with {share_words(best)} protected, {means[best]:.1f} %{self.beside(best)}, and worst "
+            f"with {share_words(worst)}, {means[worst]:.1f} %{self.beside(worst)}; {where}"
+        )
 
 
 def measure_rank(
@@ -111,31 +166,33 @@ def measure_rank(
         score = score.scores
     names = titles or {}
 
-    def accuracy(state: StateDict) -> Accuracy:
-        by_task = {task: one.accuracy for task, one in score(state).items()}
+    def accuracy(scores: Scores) -> Accuracy:
+        by_task = {task: one.accuracy for task, one in scores.items()}
         least = min(by_task, key=lambda task: by_task[task])
         return Accuracy(mean(by_task.values()), by_task[least], names.get(least, least))
 
     solved: dict[str, tuple[Solution, Tensor]] = {}
     networks: dict[float | str, Merged] = {}
 
-    def merged(protect: float | str) -> tuple[Accuracy, Audit]:
+    def merged(protect: float | str) -> tuple[Scores, Audit]:
         made = merge(base, experts, _Swept.of(free or {}, solved, protect=protect, **settings))
         networks[protect] = made
-        return accuracy(made.state_dict), made.audit
+        return score(made.state_dict), made.audit
 
     auto, audit = merged("auto")
     sizes = [min(row.shape[0], math.prod(row.shape[1:])) for row in audit.rows if "protected" in row.facts]
     held = [float(row.facts["protected"]) for row in audit.rows if "protected" in row.facts]  # type: ignore[arg-type]
     if not sizes:
         raise ApgdTeachError("no tensor of this network is a matrix or kernel, so there is nothing to protect in it.")
+    scored = {share: merged(share)[0] for share in wanted}
     return RankSweep(
-        shares={share: merged(share)[0] for share in wanted},
-        auto=auto,
+        shares={share: accuracy(one) for share, one in scored.items()},
+        auto=accuracy(auto),
         auto_share=sum(size * one for size, one in zip(sizes, held, strict=True)) / sum(sizes),
         auto_range=(min(held), max(held)),
-        base=accuracy(base),
+        base=accuracy(score(base)),
         merged=networks,
+        against={share: difference(one, scored[wanted[0]]) for share, one in scored.items()},
     )
 
 
@@ -235,13 +292,13 @@ def draw_rank(measured: RankSweep, *, share: float) -> Drawing:
         axes.set_title("Accuracy by the rank of the protected subspace")
         drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
         low, high = measured.auto_range
-        held = {0.0: "nothing", 1.0: "all"}.get(chosen, f"{_fraction(chosen)} of each layer's directions")
+        held = share_words(chosen) + (" of each layer's directions" if 0 < chosen < 1 else "")
         words = (
             f"With {held} protected the merged network has a mean accuracy of "
-            f"{here.mean:.1f} %, and {here.worst:.1f} % on its worst task ({here.task}). The automatic choice amounts "
-            f"to {100 * measured.auto_share:.1f} % of the directions ({100 * low:.1f} to {100 * high:.1f} % by layer) "
-            f"and reaches {auto.mean:.1f} % and {auto.worst:.1f} % ({auto.task}); the base has "
-            f"{measured.base.mean:.1f} % and {measured.base.worst:.1f} %."
+            f"{here.mean:.1f} %{measured.beside(chosen)}, and {here.worst:.1f} % on its worst task ({here.task}). The "
+            f"automatic choice amounts to {100 * measured.auto_share:.1f} % of the directions ({100 * low:.1f} to "
+            f"{100 * high:.1f} % by layer) and reaches {auto.mean:.1f} % and {auto.worst:.1f} % ({auto.task}); the "
+            f"base has {measured.base.mean:.1f} % and {measured.base.worst:.1f} %."
         )
         numbers = {
             "share protected (%)": 100 * chosen,
@@ -254,6 +311,11 @@ def draw_rank(measured: RankSweep, *, share: float) -> Drawing:
             "base: mean accuracy (%)": measured.base.mean,
         }
         return Drawing(drawn, words, numbers)
+
+
+def share_words(share: float) -> str:
+    """A share of r in words: "nothing", "1/6", "all"."""
+    return {0.0: "nothing", 1.0: "all"}.get(share) or _fraction(share)
 
 
 def _fraction(share: float) -> str:
@@ -448,6 +510,12 @@ class Sharing:
         """How many directions more tasks write into than into any direction of the random subspaces."""
         return sum(one > self.random[2][0] for one in self.counts)
 
+    @property
+    def meets(self) -> int:
+        """The first direction, counted from 1, into which no more tasks write than into the random one in its place."""
+        pairs = enumerate(zip(self.counts, self.random[0], strict=True), 1)
+        return next((place for place, (one, chance) in pairs if one <= chance), len(self.counts) + 1)
+
 
 def measure_sharing(task_vectors: Tensor, *, draws: int = 8, seed: int = 0) -> Sharing:
     """Put the tasks' first directions side by side, and say of each direction how many tasks it belongs to.
@@ -528,7 +596,7 @@ def draw_sharing(measured: Mapping[str, Sharing], *, layer: str) -> Drawing:
         words = (
             f"In {layer} the most shared of {out} output directions belongs to {here.counts[0]:.1f} of {here.tasks} "
             f"tasks, {kept}{here.beyond} directions to more than any direction of random subspaces does "
-            f"({most[0]:.1f})."
+            f"({most[0]:.1f}). From direction {here.meets} on no more tasks write into it than into a random one."
         )
         numbers = {
             "output directions": out,
@@ -536,6 +604,7 @@ def draw_sharing(measured: Mapping[str, Sharing], *, layer: str) -> Drawing:
             "most shared direction: tasks": here.counts[0],
             "direction r // 6: tasks": here.counts[here.keep - 1] if here.keep else "–",
             "most shared direction, random: tasks": most[0],
-            "directions beyond random": here.beyond,
+            "directions shared more than any random one": here.beyond,
+            "no more shared than random ones from direction": here.meets,
         }
         return Drawing(drawn, words, numbers)

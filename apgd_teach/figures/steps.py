@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from statistics import mean
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from apgd_teach.evaluate import Evaluator
 from apgd_teach.figures.descent import check_share, walk
 from apgd_teach.figures.drawing import Drawing
 from apgd_teach.figures.style import COLORS, LINES, MARKERS, figure, styled
-from apgd_teach.merging import StateDict, merge, shared_basis, task_vectors
+from apgd_teach.merging import Merged, StateDict, merge, shared_basis, task_vectors
 from apgd_teach.merging.coefficients import task_aware
 from apgd_teach.merging.descent import off
 from apgd_teach.merging.objective import Full, Objective, objective
@@ -24,7 +25,17 @@ from apgd_teach.merging.subspace import eigh
 from apgd_teach.merging.surrogate import check_granularity
 from apgd_teach.progress import bar
 
-__all__ = ["WAYS", "StepSweep", "Way", "after_steps", "draw_steps", "measure_steps", "spectrum"]
+__all__ = [
+    "WAYS",
+    "StepSweep",
+    "Way",
+    "after_steps",
+    "descended",
+    "draw_steps",
+    "measure_steps",
+    "spectrum",
+    "step_axis",
+]
 
 
 @dataclass(frozen=True)
@@ -125,6 +136,108 @@ class StepSweep:
         gaps = self.gaps[way]
         return min(range(len(gaps)), key=gaps.__getitem__)
 
+    @property
+    def chosen(self) -> dict[str, int]:
+        """By way, the number of steps of the smallest mean gap."""
+        return {way: steps[self.best(way)] for way, steps in self.steps.items()}
+
+    @property
+    def networks(self) -> dict[str, StateDict]:
+        """By way, the network of the smallest mean gap."""
+        return {way: states[self.best(way)] for way, states in self.states.items()}
+
+    def course(self, way: str) -> str:
+        """In words: where the gap was smallest, and whether it rose again."""
+        gaps, steps, best = self.gaps[way], self.steps[way], self.best(way)
+        if best == 0:
+            return f"no number of steps looked at has a smaller gap than S ({gaps[-1]:.3f} nats after {steps[-1]:,})"
+        if best == len(gaps) - 1:
+            return f"the gap is smallest at the last step looked at, {steps[best]:,} ({gaps[best]:.3f} nats)"
+        return (
+            f"the gap is smallest after {steps[best]:,} steps ({gaps[best]:.3f} nats) and larger again after "
+            f"{steps[-1]:,} ({gaps[-1]:.3f})"
+        )
+
+
+def descended(
+    base: StateDict, experts: Mapping[str, StateDict], steps: Mapping[str, int], *, ways: Mapping[str, Way] = WAYS
+) -> dict[str, StateDict]:
+    """Networks after so many steps of descent in every layer; what is no weight is averaged.
+
+    Args:
+        base: θ₀.
+        experts: θᵢ by name.
+        steps: by the label of a way, after how many of its steps; 0 is S. At which steps the way itself would look is
+            not asked.
+        ways: by label.
+
+    Raises:
+        ApgdTeachError: there is no such way, a number of steps is no whole number from 0, or a way's share is none; and
+            what `merge` raises.
+
+    Source: method.md §2.4, §3. Lesson: 06.
+    """
+    for label, count in steps.items():
+        if label not in ways:
+            raise ApgdTeachError(f"there is no way '{label}'; there are: {', '.join(ways)}.")
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+            raise ApgdTeachError(f"the steps of '{label}' are {count!r}; give a whole number from 0.")
+    _check_ways(ways)
+    counts = {label: (count,) for label, count in steps.items()}
+    made, _ = _walked(base, experts, {label: ways[label] for label in steps}, counts, merge(base, experts, "average"))
+    return {label: states[0] for label, states in made.items()}
+
+
+def _check_ways(ways: Mapping[str, Way]) -> None:
+    for label, way in ways.items():
+        if not way.steps or any(isinstance(one, bool) or not isinstance(one, int) or one < 1 for one in way.steps):
+            raise ApgdTeachError(f"the steps of '{label}' are {way.steps!r}; give whole numbers from 1.")
+        check_granularity(way.granularity)
+        check_share(way.protect)
+        if not 0 <= way.protect <= 1:
+            raise ApgdTeachError(f"the share that '{label}' protects is {way.protect}; give a number from 0 to 1.")
+
+
+def _walked(
+    base: StateDict,
+    experts: Mapping[str, StateDict],
+    ways: Mapping[str, Way],
+    steps: Mapping[str, Sequence[int]],
+    average: Merged,
+    tick: Callable[[], object] = lambda: None,
+) -> tuple[dict[str, list[dict[str, Tensor]]], dict[str, list[float]]]:
+    """Networks after so many steps, by way; and what is left of the surrogate, the mean over the layers.
+
+    A call of `tick` for every way and layer; `average` is that of the experts.
+    """
+    layers = [row.name for row in average.audit.rows if row.policy == "merge"]
+    vectors = task_vectors(base, experts)
+    made = {label: [dict(average.state_dict) for _ in each] for label, each in steps.items()}
+    left = {label: [0.0] * len(each) for label, each in steps.items()}
+    for key in layers:
+        tau = torch.stack([vectors[name][key].flatten(1) for name in sorted(experts)])
+        tau = tau[torch.linalg.vector_norm(tau, dim=(1, 2)) > 0]
+        start = torch.einsum("t,toi->oi", task_aware(tau, 1 / max(1, len(tau))), tau)
+        quadratics: dict[str, Objective] = {}
+        known = None
+        for label, way in ways.items():
+            if not len(tau):
+                # Nobody moved in this layer: it stays as it is.
+                tick()
+                continue
+            if way.granularity not in quadratics:
+                quadratics[way.granularity] = made_of = objective(tau, way.granularity)
+                known = spectrum(made_of) if isinstance(made_of, Full) else known
+            quadratic = quadratics[way.granularity]
+            basis = shared_basis(tau, round(way.protect * min(tau.shape[1:])))
+            begun = float(quadratic.value(start))
+            for place, update in enumerate(after_steps(quadratic, start, basis, steps[label], known)):
+                share = float(quadratic.value(update)) / begun if begun > 0 else 0.0
+                left[label][place] += share / len(layers)
+                made[label][place][key] = base[key] + update.reshape(base[key].shape)
+            tick()
+    return made, left
+
 
 def measure_steps(
     evaluator: Evaluator,
@@ -153,56 +266,24 @@ def measure_steps(
     """
     if not ways:
         raise ApgdTeachError("there is no way to walk; give one, {'row': Way('row', 1 / 6, (3, 10, 30))}.")
-    for label, way in ways.items():
-        if not way.steps or any(isinstance(one, bool) or not isinstance(one, int) or one < 1 for one in way.steps):
-            raise ApgdTeachError(f"the steps of '{label}' are {way.steps!r}; give whole numbers from 1.")
-        check_granularity(way.granularity)
-        check_share(way.protect)
-        if not 0 <= way.protect <= 1:
-            raise ApgdTeachError(f"the share that '{label}' protects is {way.protect}; give a number from 0 to 1.")
+    _check_ways(ways)
     if set(experts) != set(evaluator.pool.tasks):
         raise ApgdTeachError(
             f"the experts are {', '.join(experts) or 'none'} and the evaluator's tasks "
             f"{', '.join(evaluator.pool.tasks)}; give both for the same tasks, as with pool.only([…])."
         )
-    average = merge(base, experts, "average")
-    layers = [row.name for row in average.audit.rows if row.policy == "merge"]
-    vectors = task_vectors(base, experts)
     own = evaluator.experts()
     steps = {label: tuple(sorted({0, *way.steps})) for label, way in ways.items()}
-    made: dict[str, list[dict[str, Tensor]]] = {
-        label: [dict(average.state_dict) for _ in each] for label, each in steps.items()
-    }
-    left = {label: [0.0] * len(each) for label, each in steps.items()}
 
     def scored(state: StateDict) -> tuple[float, float]:
         scores = evaluator.scores(state)
         gap = mean(score.loss - own[task].loss for task, score in scores.items())
         return gap, mean(score.accuracy for score in scores.values())
 
-    with bar(len(ways) * len(layers) + sum(map(len, steps.values())), "part", "steps of descent", progress) as parts:
-        for key in layers:
-            tau = torch.stack([vectors[name][key].flatten(1) for name in sorted(experts)])
-            tau = tau[torch.linalg.vector_norm(tau, dim=(1, 2)) > 0]
-            start = torch.einsum("t,toi->oi", task_aware(tau, 1 / max(1, len(tau))), tau)
-            quadratics: dict[str, Objective] = {}
-            known = None
-            for label, way in ways.items():
-                if not len(tau):
-                    # Nobody moved in this layer: it stays as it is.
-                    parts.update(1)
-                    continue
-                if way.granularity not in quadratics:
-                    quadratics[way.granularity] = made_of = objective(tau, way.granularity)
-                    known = spectrum(made_of) if isinstance(made_of, Full) else known
-                quadratic = quadratics[way.granularity]
-                basis = shared_basis(tau, round(way.protect * min(tau.shape[1:])))
-                begun = float(quadratic.value(start))
-                for place, update in enumerate(after_steps(quadratic, start, basis, steps[label], known)):
-                    share = float(quadratic.value(update)) / begun if begun > 0 else 0.0
-                    left[label][place] += share / len(layers)
-                    made[label][place][key] = base[key] + update.reshape(base[key].shape)
-                parts.update(1)
+    average = merge(base, experts, "average")
+    layers = sum(row.policy == "merge" for row in average.audit.rows)
+    with bar(len(ways) * layers + sum(map(len, steps.values())), "part", "steps of descent", progress) as parts:
+        made, left = _walked(base, experts, ways, steps, average, lambda: parts.update(1))
         found: dict[str, list[tuple[float, float]]] = {}
         for label, states in made.items():
             for state in states:
@@ -239,12 +320,7 @@ def draw_steps(measured: StepSweep) -> Drawing:
         )
         every = sorted({one for counts in measured.steps.values() for one in counts})
         for place, (title, label, values, base) in zip(axes, panels, strict=True):
-            # From 0 to the first step straight, then by factors.
-            place.set_xscale("symlog", linthresh=every[1], linscale=0.5)
-            place.set_xlim(-0.4 * every[1], 2 * every[-1])
-            place.xaxis.set_major_locator(FixedLocator([0, *_powers(every[1], every[-1])]))
-            place.xaxis.set_major_formatter(lambda step, _: _short(step))
-            place.xaxis.set_minor_locator(NullLocator())
+            step_axis(place, every[1], every[-1])
             for i, (way, line) in enumerate(values.items()):
                 counts = measured.steps[way]
                 place.plot(counts, line, color=COLORS[i], linestyle=LINES[i], marker=MARKERS[i], label=way)
@@ -262,10 +338,19 @@ def draw_steps(measured: StepSweep) -> Drawing:
             )
             place.set_title(title)
             place.set_ylabel(label)
-            place.set_xlabel("steps of descent")
         axes[0].set_ylim(bottom=0)
         drawn.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         return Drawing(drawn, _words(measured), _numbers(measured))
+
+
+def step_axis(place: Axes, first: int, last: int) -> None:
+    """Numbers of steps along x: from 0 to the first step straight, then by factors of ten up to the last."""
+    place.set_xscale("symlog", linthresh=first, linscale=0.5)
+    place.set_xlim(-0.4 * first, 2 * last)
+    place.xaxis.set_major_locator(FixedLocator([0, *_powers(first, last)]))
+    place.xaxis.set_major_formatter(lambda step, _: _short(step))
+    place.xaxis.set_minor_locator(NullLocator())
+    place.set_xlabel("steps of descent")
 
 
 def _short(step: float) -> str:

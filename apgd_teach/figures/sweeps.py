@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import permutations
 
+import torch
 from matplotlib.lines import Line2D
+from torch import Tensor
 
 from apgd_teach.errors import ApgdTeachError
 from apgd_teach.evaluate import Comparison, Difference, Evaluator
 from apgd_teach.figures.drawing import Drawing
 from apgd_teach.figures.style import COLORS, MARKERS, figure, look, styled
 from apgd_teach.merging import StateDict, TaskArithmetic
+from apgd_teach.merging.statedict import norm
 from apgd_teach.progress import bar
 
-__all__ = ["Sweep", "draw_methods", "draw_sweep", "draw_tradeoff", "sweep"]
+__all__ = ["Sweep", "combined", "draw_methods", "draw_sweep", "draw_tradeoff", "sweep"]
 
 _GREY = COLORS[7]
 
@@ -32,6 +37,8 @@ class Sweep:
         experts: per task, the accuracy of the task's own expert (%).
         titles: of the tasks, by name.
         gaps: per task, its loss at each λ less that of its own expert (nats).
+        length: ‖Στᵢ‖, all tensors together: how far λ = 1 is from the base.
+        split: the images, "test" or "validation".
 
     Lesson: 03.
     """
@@ -43,6 +50,8 @@ class Sweep:
     experts: dict[str, float]
     titles: dict[str, str]
     gaps: dict[str, tuple[float, ...]]
+    length: float
+    split: str = "test"
 
     @property
     def own(self) -> dict[str, float]:
@@ -50,9 +59,50 @@ class Sweep:
         return {task: self._at(gaps) for task, gaps in self.gaps.items()}
 
     @property
+    def span(self) -> tuple[float, float]:
+        """The smallest and the largest λ that a task wants."""
+        return min(self.own.values()), max(self.own.values())
+
+    @property
     def common(self) -> float:
         """The λ at which the mean gap over the tasks is smallest."""
         return self._at([sum(at) / len(at) for at in zip(*self.gaps.values(), strict=True)])
+
+    @property
+    def at_stake(self) -> tuple[str, str]:
+        """The two tasks that pay most between them, each at the other's λ; the one that wants the smaller λ first.
+
+        Raises:
+            ApgdTeachError: there are fewer than two tasks.
+        """
+        if len(self.gaps) < 2:
+            raise ApgdTeachError("nobody can be at another's λ in a sweep of one task; sweep two or more.")
+
+        def stake(pair: tuple[str, str]) -> float:
+            return sum(self.gap_at(task, self.own[other]) - min(self.gaps[task]) for task, other in (pair, pair[::-1]))
+
+        pairs = permutations(self.own, 2)
+        return max((pair for pair in pairs if self.own[pair[0]] <= self.own[pair[1]]), key=stake)
+
+    def gap_at(self, task: str, coefficient: float) -> float:
+        """A task's gap (nats) at one of the λ.
+
+        Raises:
+            ApgdTeachError: nothing was measured at that λ.
+        """
+        return self.gaps[task][place_of(self.coefficients, coefficient, "λ")]
+
+    @property
+    def by_rule(self) -> dict[str, float]:
+        """λ by two rules: that of the highest mean accuracy, and of the highest accuracy of the worst task.
+
+        The smallest λ where several are as good.
+        """
+        worst = [accuracy for _, accuracy in self.worst]
+        return {
+            rule: self.coefficients[max(range(len(values)), key=values.__getitem__)]
+            for rule, values in (("highest mean", self.means), ("highest worst task", worst))
+        }
 
     def _at(self, gaps: Sequence[float]) -> float:
         return self.coefficients[min(range(len(gaps)), key=gaps.__getitem__)]
@@ -104,23 +154,19 @@ def sweep(
             f"the sweep has task vectors of {_listed(vectors)} and images of {_listed(evaluator.pool.tasks)}; "
             "give both for the same tasks, as with pool.only([…])."
         )
-    experts = {
-        task: {key: tensor + tau[key] if key in tau else tensor for key, tensor in base.items()}
-        for task, tau in vectors.items()
-    }
+    experts = {task: combined(base, {task: tau}, 1.0) for task, tau in vectors.items()}
     tasks = list(evaluator.pool.tasks)
     every = sorted({*coefficients, 1 / len(tasks)})
-    total = {key: sum(tau[key] for tau in vectors.values()) for key in next(iter(vectors.values()))}
     merged = {}
     with bar(len(every), "network", "sweep of λ", progress) as networks:
         for place, coefficient in enumerate(every):
-            step = TaskArithmetic(coefficient).coefficient
-            state = {key: tensor + step * total[key] if key in total else tensor for key, tensor in base.items()}
-            merged[str(place)] = evaluator.scores(state)
+            merged[str(place)] = evaluator.scores(combined(base, vectors, coefficient))
             networks.update(1)
     titles = {task: evaluator.pool.tasks[task].title for task in tasks}
     own = {task: evaluator.score(experts[task], task) for task in tasks}
-    compared = Comparison(titles, evaluator.scores(base), own, merged, dict.fromkeys(merged, "none"), "")
+    # λ = 0 is the base, which then need not be scored twice.
+    unmerged = merged[str(every.index(0))] if 0 in every else evaluator.scores(base)
+    compared = Comparison(titles, unmerged, own, merged, dict.fromkeys(merged, "none"), "")
     return Sweep(
         coefficients=tuple(float(one) for one in every),
         accuracies={task: tuple(scores[task].accuracy for scores in merged.values()) for task in tasks},
@@ -131,7 +177,28 @@ def sweep(
         gaps={
             task: tuple(scores[task].loss - compared.experts[task].loss for scores in merged.values()) for task in tasks
         },
+        length=math.hypot(
+            *(norm(torch.stack([tau[key] for tau in vectors.values()]).sum(dim=0)) for key in vectors[tasks[0]])
+        ),
+        split=evaluator.split,
     )
+
+
+def combined(base: StateDict, vectors: Mapping[str, StateDict], coefficient: float) -> dict[str, Tensor]:
+    """θ₀ + λ Στᵢ in every tensor that has a task vector, biases too; the others are the base's.
+
+    Args:
+        base: θ₀.
+        vectors: τᵢ by task, as `task_vectors` gives them.
+        coefficient: λ.
+
+    Raises:
+        ApgdTeachError: λ is no finite number.
+
+    Source: method.md §6. Lesson: 03.
+    """
+    step, taus = TaskArithmetic(coefficient).coefficient, list(vectors.values())
+    return {key: one + step * sum(tau[key] for tau in taus) if key in taus[0] else one for key, one in base.items()}
 
 
 def draw_sweep(measured: Sweep, *, coefficient: float) -> Drawing:
@@ -187,10 +254,10 @@ def draw_sweep(measured: Sweep, *, coefficient: float) -> Drawing:
             markersize=9,
             label=f"average (λ = 1/{count})",
         )
-        axes.axvline(chosen, color="black", linestyle=":", linewidth=1.4, label="λ chosen")
+        axes.axvline(chosen, color="black", linestyle=":", linewidth=1.4, label="λ shown")
         axes.plot([chosen] * 2, [means[place], worst[place][1]], "o", color="black", fillstyle="none", markersize=11)
         axes.set_xlabel("merging coefficient λ in θ₀ + λ Στᵢ")
-        axes.set_ylabel("accuracy (%)")
+        axes.set_ylabel(f"accuracy on {measured.split} images (%)")
         axes.set_title(f"Task arithmetic at λ = {chosen:.3g}: mean {means[place]:.1f} %, worst {worst[place][1]:.1f} %")
         drawn.legend(loc="outside lower center", ncols=4)
     against = measured.against[place]
@@ -221,7 +288,7 @@ def draw_tradeoff(measured: Sweep) -> Drawing:
     Lesson: 03.
     """
     own, every = measured.own, measured.coefficients
-    first, last = min(own.values()), max(own.values())
+    first, last = measured.span
     ends = max(0, every.index(first) - 1), min(len(every) - 1, every.index(last) + 1)
     paid = {task: [gap - min(gaps) for gap in gaps] for task, gaps in measured.gaps.items()}
     top = 3 * sorted(max(one[place] for place in ends) for one in paid.values())[len(paid) // 2]
@@ -229,18 +296,21 @@ def draw_tradeoff(measured: Sweep) -> Drawing:
         drawn, (axes,) = figure(width=8.6, height=5.2)
         if first < last:
             axes.axvspan(first, last, color="#E4E4E4", linewidth=0, zorder=0.5, label="somebody pays")
-        axes.axvline(measured.common, color="black", linestyle=":", linewidth=1.4, label="smallest mean gap")
+        axes.axvline(measured.common, color="black", linestyle="-", linewidth=1.0, label="smallest mean gap")
+        marks: Counter[float] = Counter()
         for i, (task, one) in enumerate(paid.items()):
             axes.plot(every, one, **look(i), linewidth=1.5, markersize=4, label=measured.titles[task])
+            # Tasks that want the same λ stand above each other.
             axes.plot(
                 own[task],
-                0.0,
+                0.05 * top * marks[own[task]],
                 **{**look(i), "linestyle": ""},
                 markersize=11,
                 markeredgecolor="black",
                 zorder=3,
                 clip_on=False,
             )
+            marks[own[task]] += 1
         axes.set_xlim(every[0], every[min(len(every) - 1, ends[1] + 1)])
         axes.set_ylim(0, max(top, 1e-9))
         axes.set_xlabel("merging coefficient λ in θ₀ + λ Στᵢ")
@@ -317,7 +387,7 @@ def draw_methods(compared: Comparison, *, task: str = "all") -> Drawing:
             above.set_xlim(*(100 * (accuracy - base) / (experts - base) for accuracy in (low, high)))
             above.spines["top"].set_visible(True)
             above.grid(False)
-            above.set_xlabel("gap recovered (%)", fontsize=10)
+            above.set_xlabel("recovered (%)", fontsize=10)
         drawn.legend(handles=handles, loc="outside lower center", ncols=2)
     best = max(labels, key=lambda label: accuracies[label])
     verdicts = [one.verdict for one in against.values()]

@@ -61,6 +61,24 @@ ACCURACY = Problem(
             lambda logits, labels: 100 * float((logits.argmax(dim=1) == labels).mean()),
             "a tensor of true and false has no mean: make it numbers first, with `.float()`.",
         ),
+        Wrong(
+            lambda logits, labels: 100 * float((logits.argmin(dim=1) == labels).float().mean()),
+            "the smallest logit is looked for. A logit is no loss: the network names the class with the largest one.",
+        ),
+        Wrong(
+            lambda logits, labels: round(100 * float((logits.argmax(dim=1) == labels).float().mean())),
+            "it is rounded. Leave that to whoever shows the number: two networks may lie less than a point apart.",
+        ),
+        Wrong(
+            lambda logits, labels: 100 * float((logits.argmax() == labels).float().mean()),
+            "one place is looked up in all logits together. Each image has a largest logit of its own: along "
+            "dimension 1.",
+        ),
+        Wrong(
+            lambda logits, labels: 100 * float((logits.argmax(dim=1, keepdim=True) == labels).float().mean()),
+            "each image's answer is compared with the labels of all images: with `keepdim=True` it is a column, and "
+            "the labels are a row.",
+        ),
     ],
     hints=[
         "Which class is each image given? `logits.argmax(dim=1)`.",

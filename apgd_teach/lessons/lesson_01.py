@@ -77,6 +77,24 @@ COSINE = Problem(
             lambda one, other: float(_cosine(_flat(_matrices(one)), _flat(_matrices(other)))),
             "only the matrices are in it: biases are layers as well.",
         ),
+        Wrong(
+            lambda one, other: 1 - _cosine(_flat(one), _flat(other)),
+            "this is a distance, 1 − cos: asked for is the cosine itself, 1 for vectors that point the same way.",
+        ),
+        Wrong(
+            lambda one, other: _cosine(_flat(one), _flat(other)).acos(),
+            "this is the angle. Asked for is its cosine.",
+        ),
+        Wrong(
+            lambda one, other: _cosine(_flat(one), _flat(other)).square(),
+            "it is squared: the sign is lost, and small cosines become smaller.",
+        ),
+        Wrong(
+            lambda one, other: _cosine(
+                *(torch.cat([tensor.flatten() for tensor in each.values()]) for each in (one, other))
+            ),
+            "layers are put together by their order. The two may list their tensors in another order: go by the names.",
+        ),
     ],
     hints=[
         "A state dict is one long vector, cut into tensors: `torch.cat([one[key].flatten() for key in …])`. Use one "

@@ -30,6 +30,8 @@ def _experts(base: State, count: int) -> dict[str, dict[str, Tensor]]:
 
 BASE = _state(0)
 EXPERTS = _experts(BASE, 3)
+# A state dict may list its tensors in any order.
+TURNED = {name: dict(reversed(one.items())) for name, one in EXPERTS.items()}
 
 
 VECTORS = Problem(
@@ -40,7 +42,7 @@ VECTORS = Problem(
     ),
     stub="def task_vector(base, expert):\n    ...\n",
     code="def task_vector(base, expert):\n    return {key: expert[key] - base[key] for key in base}\n",
-    cases=[{"base": BASE, "expert": expert} for expert in EXPERTS.values()],
+    cases=[{"base": BASE, "expert": expert} for expert in (*EXPERTS.values(), TURNED["task 0"])],
     wrong=[
         Wrong(
             lambda base, expert: {key: base[key] - expert[key] for key in base},
@@ -57,6 +59,21 @@ VECTORS = Problem(
         Wrong(
             lambda base, expert: torch.cat([(expert[key] - base[key]).flatten() for key in base]),
             "the numbers are right, but in one long row. Keep one tensor per name: a merge works layer by layer.",
+        ),
+        Wrong(
+            lambda base, expert: dict(
+                zip(base, (b - a for a, b in zip(base.values(), expert.values(), strict=True)), strict=True)
+            ),
+            "tensors are put together by their order. The expert may list them in another one than the base: go by "
+            "the names.",
+        ),
+        Wrong(
+            lambda base, expert: {key: (expert[key] - base[key]) / (expert[key] - base[key]).norm() for key in base},
+            "every tensor has been brought to length one. How far an expert went is part of its task vector.",
+        ),
+        Wrong(
+            lambda base, expert: {key: expert[key] + base[key] for key in base},
+            "these are sums. What fine-tuning changed is a difference.",
         ),
     ],
     hints=[
@@ -85,6 +102,7 @@ AVERAGE = Problem(
     cases=[
         {"base": BASE, "experts": EXPERTS},
         {"base": _state(1), "experts": _experts(_state(1), 4)},
+        {"base": BASE, "experts": {**EXPERTS, "task 1": TURNED["task 1"]}},
     ],
     wrong=[
         Wrong(
@@ -119,6 +137,38 @@ AVERAGE = Problem(
             lambda base, experts: dict(list(experts.values())[-1]),
             "this is the last expert alone; is something overwritten in a loop where it should be added up?",
         ),
+        Wrong(
+            lambda base, experts: {
+                key: (base[key] + sum(one[key] - base[key] for one in experts.values())) / len(experts) for key in base
+            },
+            "a bracket is misplaced: the base is divided by T as well. Only the sum of the task vectors is.",
+        ),
+        Wrong(
+            lambda base, experts: {
+                key: base[key] - sum(one[key] - base[key] for one in experts.values()) / len(experts) for key in base
+            },
+            "the sign is turned round: this walks away from the experts.",
+        ),
+        Wrong(
+            lambda base, experts: {
+                key: base[key] + sum(one[key] - base[key] for one in experts.values()) / 2 for key in base
+            },
+            "it is divided by 2, however many experts there are. Divide by T.",
+        ),
+        Wrong(
+            lambda base, experts: dict(
+                zip(
+                    base,
+                    (
+                        sum(each) / len(experts)
+                        for each in zip(*(one.values() for one in experts.values()), strict=True)
+                    ),
+                    strict=True,
+                )
+            ),
+            "tensors are put together by their order. An expert may list them in another one than the base: go by "
+            "the names.",
+        ),
     ],
     hints=[
         "Begin with one tensor: what is its task vector in every expert?",
@@ -133,8 +183,8 @@ GAP = Problem(
     question=(
         "Write `gaps(merged, own)`: how much each task loses by the merged network, in nats. `merged` holds the merged "
         "network's losses by task, a dict; `own`, another, the loss of each task's own expert on that task. Return a "
-        "dict of the gaps by task (below zero where the merged network is better), and the name of the task that pays "
-        "most, as a pair."
+        "pair: a dict of the gaps by task (below zero where the merged network is better), and the name of the task "
+        "that pays most."
     ),
     stub="def gaps(merged, own):\n    ...\n",
     code=(
@@ -197,6 +247,32 @@ GAP = Problem(
                 max(merged[task] - own[task] for task in merged),
             ),
             "the second one is the largest gap itself. Asked for is the *name* of the task that has it.",
+        ),
+        Wrong(
+            lambda merged, own: (
+                {task: merged[task] - own[task] for task in merged},
+                max(merged, key=lambda task: abs(merged[task] - own[task])),
+            ),
+            "the gaps are right, but the task is that of the largest gap without its sign. A gap far below zero is a "
+            "gain, and nobody pays it.",
+        ),
+        Wrong(
+            lambda merged, own: (
+                max(merged, key=lambda task: merged[task] - own[task]),
+                {task: merged[task] - own[task] for task in merged},
+            ),
+            "the two are right, and in the other order: first the dict of gaps, then the name.",
+        ),
+        Wrong(
+            lambda merged, own: max(merged, key=lambda task: merged[task] - own[task]),
+            "this is the name alone. Asked for is a pair: the dict of gaps, and the name of the task that pays most.",
+        ),
+        Wrong(
+            lambda merged, own: (
+                [merged[task] - own[task] for task in merged],
+                max(merged, key=lambda task: merged[task] - own[task]),
+            ),
+            "the gaps are right, but nobody can tell whose they are: keep them in a dict, by task.",
         ),
     ],
     hints=[

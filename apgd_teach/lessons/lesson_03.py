@@ -58,6 +58,18 @@ ARITHMETIC = Problem(
             lambda base, experts, coefficient: base + sum(one - base for one in experts),
             "λ is not used.",
         ),
+        Wrong(
+            lambda base, experts, coefficient: coefficient * (base + sum(expert - base for expert in experts)),
+            "λ scales the base as well. A bracket is misplaced: λ belongs to the sum of the task vectors alone.",
+        ),
+        Wrong(
+            lambda base, experts, coefficient: base + coefficient * (sum(experts) - base),
+            "the base is taken off once, where it is in each of the T experts: take it off *every* one of them.",
+        ),
+        Wrong(
+            lambda base, experts, coefficient: base + coefficient * (experts[-1] - base),
+            "this is the last expert alone; is something overwritten in a loop where it should be added up?",
+        ),
     ],
     hints=[
         "One expert first: what is its task vector, and what is λ times it?",
@@ -106,6 +118,31 @@ COEFFICIENTS = Problem(
         Wrong(
             lambda task_vectors, eta: eta / torch.linalg.matrix_norm(task_vectors, ord=2),
             "this is the spectral norm, the largest singular value. The Frobenius norm counts all of them.",
+        ),
+        Wrong(
+            lambda task_vectors, eta: eta / task_vectors.flatten(1).norm(dim=1) / len(task_vectors),
+            "it is divided by the number of tasks as well. Nothing in η/‖τ‖ asks how many there are.",
+        ),
+        Wrong(
+            lambda task_vectors, eta: 1 / task_vectors.flatten(1).norm(dim=1),
+            "η is not used.",
+        ),
+        Wrong(
+            lambda task_vectors, eta: eta / task_vectors.norm(dim=(1, 2)) / (1 / task_vectors.norm(dim=(1, 2))).sum(),
+            "the coefficients have been made to add up to η. Each is η/‖τ‖, whatever the others are.",
+        ),
+        Wrong(
+            lambda task_vectors, eta: eta / task_vectors.square().mean(dim=(1, 2)).sqrt(),
+            "this is the root of the *mean* square. The norm adds the squares up: a large layer is longer than a "
+            "small one.",
+        ),
+        Wrong(
+            lambda task_vectors, eta: eta / task_vectors.norm(dim=(1, 2), keepdim=True) * task_vectors,
+            "these are the scaled task vectors. Asked for are the coefficients alone, shape (task,).",
+        ),
+        Wrong(
+            lambda task_vectors, eta: eta / task_vectors.norm(dim=1),
+            "this is a coefficient per task *and column*. The norm goes over both sides of the matrix: `dim=(1, 2)`.",
         ),
     ],
     hints=[
@@ -171,6 +208,19 @@ TRIM = Problem(
         Wrong(
             lambda task_vector, share: (_kept(task_vector, share, task_vector.abs()) != 0).float(),
             "this is the mask. What is asked for are the entries themselves, and zeros between them.",
+        ),
+        Wrong(
+            lambda task_vector, share: task_vector * (task_vector.abs() >= share * task_vector.abs().max()),
+            "the threshold is a share of the largest magnitude. The share is of the *number* of entries.",
+        ),
+        Wrong(
+            lambda task_vector, share: _kept(task_vector, share, task_vector.abs()) / share,
+            "what is kept has been scaled up. Trimming leaves it as it is; scaling belongs to DARE, which drops at "
+            "random.",
+        ),
+        Wrong(
+            lambda task_vector, share: torch.stack([_kept(row, share, row.abs()) for row in task_vector]),
+            "each row keeps its own share. The largest entries of the whole matrix stay, wherever they are.",
         ),
     ],
     hints=[

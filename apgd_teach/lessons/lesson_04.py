@@ -61,6 +61,22 @@ ESTIMATE = Problem(
             lambda task_vectors, update: -(task_vectors * (update - task_vectors)).mean(dim=(1, 2)),
             "a mean where a sum is asked for: ⟨ , ⟩ adds the products of all entries up.",
         ),
+        Wrong(
+            lambda task_vectors, update: _inner(-task_vectors, update + task_vectors),
+            "this is −⟨τ, M + τ⟩. The gap is measured from the task's own expert: M − τ.",
+        ),
+        Wrong(
+            lambda task_vectors, update: _inner(task_vectors, task_vectors - update).abs(),
+            "the sign is lost: where the merge goes further along τ than the expert, the estimate is below zero.",
+        ),
+        Wrong(
+            lambda task_vectors, update: -_inner(update - task_vectors, update.expand_as(task_vectors)),
+            "M stands in place of the gradient here. It is −τ that does.",
+        ),
+        Wrong(
+            lambda task_vectors, update: _inner(task_vectors, task_vectors),
+            "this is ‖τ‖², the estimate at the base. The merged update M is not used.",
+        ),
     ],
     hints=[
         "⟨A, B⟩ of two matrices is the sum of the products of their entries.",
@@ -107,6 +123,27 @@ SURROGATE = Problem(
         Wrong(
             lambda task_vector, update: float(((update - task_vector) * task_vector).sum(dim=1).norm()),
             "this is the length of the diagonal; its square is asked for.",
+        ),
+        Wrong(
+            lambda task_vector, update: float(((update - task_vector) * update).sum(dim=1).square().sum()),
+            "this is the diagonal of (M − τ)Mᵀ. In the residual it is the task vector that stands on the right.",
+        ),
+        Wrong(
+            lambda task_vector, update: float(((update - task_vector) * task_vector).sum(dim=1).square().mean()),
+            "a mean where a sum is asked for.",
+        ),
+        Wrong(
+            lambda task_vector, update: float((update * task_vector).sum(dim=1).square().sum()),
+            "this measures M from the base. The residual measures it from the expert: M − τ.",
+        ),
+        Wrong(
+            lambda task_vector, update: float((update - task_vector).square().sum()),
+            "this is the squared distance to the expert. The residual asks only for what τ's own rows can see of it: "
+            "times τᵀ.",
+        ),
+        Wrong(
+            lambda task_vector, update: ((update - task_vector) * task_vector).sum(dim=1).square(),
+            "these are the squares, one per row. Asked for is their sum.",
         ),
     ],
     hints=[

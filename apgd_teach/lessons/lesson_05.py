@@ -128,6 +128,21 @@ SHARED = Problem(
             "it is orthonormal, but in the order of the tasks: the first task's directions come first, shared or not. "
             "An SVD puts those first that many tasks have in common.",
         ),
+        Wrong(
+            lambda task_vectors, per_task, keep: _left(
+                torch.cat([_left(one, per_task) * torch.linalg.svdvals(one)[:per_task] for one in task_vectors], dim=1),
+                keep,
+            ),
+            "each column counts by its singular value here, so the longest directions decide. Every direction counts "
+            "as one.",
+        ),
+        Wrong(
+            lambda task_vectors, per_task, keep: _left(
+                torch.stack([_left(one, per_task) for one in task_vectors]).reshape(task_vectors.shape[1], -1), keep
+            ),
+            "`reshape` mixes the rows of different tasks. Put the tasks' columns beside each other: `torch.cat(…, "
+            "dim=1)`.",
+        ),
     ],
     hints=[
         "Two steps: an SVD for each task, then one of all their vectors together.",
@@ -140,45 +155,74 @@ SHARED = Problem(
 COMPLEMENT = Problem(
     name="05.3",
     question=(
-        "Write `off_the_shared(gradient, basis)`: what of a gradient (out, in) lies in the orthogonal "
-        "complement of the shared subspace, whose orthonormal basis U (out, k) you are given. Nothing that "
-        "is shared may be left in it."
+        "Write `off_the_shared(gradient, basis, hold)`: what is left of a gradient (out, in) when the shared subspace "
+        "is protected. Its orthonormal basis U is (out, k); `hold` (k,) says of each of its directions which share is "
+        "taken away: 1 all of it, a wall; 0 nothing; in between, a soft protection."
     ),
-    stub="def off_the_shared(gradient, basis):\n    ...\n",
-    code=("def off_the_shared(gradient, basis):\n    return gradient - basis @ (basis.T @ gradient)\n"),
+    stub="def off_the_shared(gradient, basis, hold):\n    ...\n",
+    code=(
+        "def off_the_shared(gradient, basis, hold):\n"
+        "    return gradient - basis @ (hold[:, None] * (basis.T @ gradient))\n"
+    ),
     # Square, so that P on the wrong side is a wrong answer and not an error.
     cases=[
-        {"gradient": normal(5, 5, seed=5), "basis": torch.linalg.qr(normal(5, 2, seed=6)).Q},
-        {"gradient": normal(6, 6, seed=7), "basis": torch.linalg.qr(normal(6, 1, seed=8)).Q},
+        {
+            "gradient": normal(5, 5, seed=5),
+            "basis": torch.linalg.qr(normal(5, 2, seed=6)).Q,
+            "hold": torch.tensor([1.0, 0.25]),
+        },
+        {
+            "gradient": normal(6, 6, seed=7),
+            "basis": torch.linalg.qr(normal(6, 3, seed=8)).Q,
+            "hold": torch.tensor([0.75, 0.0, 0.5]),
+        },
     ],
     wrong=[
         Wrong(
-            lambda gradient, basis: basis @ (basis.mT @ gradient),
-            "this is the part *inside* the shared subspace: P ∇, projected into it. Asked for is what is left "
-            "when that is taken away: (I − P) ∇, onto the complement.",
+            lambda gradient, basis, hold: basis @ (hold[:, None] * (basis.mT @ gradient)),
+            "this is the part that is *held*. Asked for is what is left when that is taken away from the gradient.",
         ),
         Wrong(
-            lambda gradient, basis: gradient + basis @ (basis.mT @ gradient),
-            "the shared part is added a second time, where it should be taken away.",
+            lambda gradient, basis, hold: basis @ (basis.mT @ gradient),
+            "this is the whole part *inside* the shared subspace: P ∇, projected into it. Asked for is what is left "
+            "when the held share of that is taken away.",
         ),
         Wrong(
-            lambda gradient, basis: gradient - (gradient @ basis) @ basis.mT,
+            lambda gradient, basis, hold: gradient - basis @ (basis.mT @ gradient),
+            "every direction is taken away whole: that is the wall, (I − P) ∇. Here each is held by its own share, "
+            "`hold`.",
+        ),
+        Wrong(
+            lambda gradient, basis, hold: gradient - basis @ ((1 - hold)[:, None] * (basis.mT @ gradient)),
+            "1 and 0 are exchanged: a share of 1 means that nothing of that direction is left.",
+        ),
+        Wrong(
+            lambda gradient, basis, hold: gradient + basis @ (hold[:, None] * (basis.mT @ gradient)),
+            "the held part is added a second time, where it should be taken away.",
+        ),
+        Wrong(
+            lambda gradient, basis, hold: gradient - ((gradient @ basis) * hold) @ basis.mT,
             "P stands on the right here, and acts on the inputs. The basis is of the outputs: P belongs on the left.",
         ),
         Wrong(
-            lambda gradient, basis: basis.mT @ gradient,
+            lambda gradient, basis, hold: gradient - (basis * hold) @ ((basis * hold).mT @ gradient),
+            "each share counts twice, as its square: it belongs to one of the two factors of U Uᵀ only.",
+        ),
+        Wrong(
+            lambda gradient, basis, hold: hold[:, None] * (basis.mT @ gradient),
             "these are the gradient's coordinates in the shared subspace, k of them, and no longer a gradient of this "
             "layer.",
         ),
         Wrong(
-            lambda gradient, basis: gradient - 2 * basis @ (basis.mT @ gradient),
-            "this is a reflection: the shared part is turned round, not removed.",
+            lambda gradient, basis, hold: gradient - basis @ (basis.mT @ gradient) * hold.mean(),
+            "one share for all directions, their mean. Each direction has its own.",
         ),
     ],
     hints=[
-        "Split the gradient in two: the part in the subspace, P ∇, and the rest.",
-        "P = UUᵀ, and U is (out, k): P acts on the left.",
-        "`gradient - basis @ (basis.T @ gradient)`.",
+        "Uᵀ ∇ (k, in) are the gradient's coordinates in the subspace: one row per direction. Scale each row by its "
+        "share, turn it back into outputs with U, and take it away.",
+        "`hold[:, None]` is (k, 1), and multiplies row by row.",
+        "`gradient - basis @ (hold[:, None] * (basis.T @ gradient))`.",
     ],
 )
 

@@ -61,6 +61,25 @@ GRADIENT = Problem(
             lambda task_vectors, update: _rows(task_vectors, update).squeeze(2),
             "these are the residuals themselves, (task, out). The gradient has the shape of M.",
         ),
+        Wrong(
+            lambda task_vectors, update: 2 * (_rows(task_vectors, update) * task_vectors).sum(dim=0),
+            "it is twice too large: the ½ in Q takes the 2 of the square away.",
+        ),
+        Wrong(
+            lambda task_vectors, update: (_rows(task_vectors, update) * task_vectors).sum(dim=0) / 2,
+            "it is half of it: the ½ in Q has taken the 2 of the square away already.",
+        ),
+        Wrong(
+            lambda task_vectors, update: ((task_vectors * update).sum(dim=2, keepdim=True) * task_vectors).sum(dim=0),
+            "the residual is ⟨τ, M − τ⟩, row by row; here τ has not been taken off M.",
+        ),
+        Wrong(
+            lambda task_vectors, update: (
+                (task_vectors * (update - task_vectors)).sum(dim=2, keepdim=True) * task_vectors
+            ),
+            "these are the tasks' own gradients, one each. Q adds the tasks up, and so does its gradient: shape "
+            "(out, in).",
+        ),
     ],
     hints=[
         "First the residuals, (task, out): add τ times M − τ up over the inputs.",
@@ -122,10 +141,22 @@ STEP = Problem(
             lambda update, gradient, basis, rate: update - rate * (gradient - (gradient @ basis) @ basis.mT),
             "P stands on the right here, and acts on the inputs. The basis is of the outputs: P belongs on the left.",
         ),
+        Wrong(
+            lambda update, gradient, basis, rate: -rate * (gradient - basis @ (basis.T @ gradient)),
+            "this is the step alone. Asked for is the new M: the old one and the step.",
+        ),
+        Wrong(
+            lambda update, gradient, basis, rate: update - rate * gradient + basis @ (basis.T @ gradient),
+            "the shared part is put back without the rate, and the step took it away with the rate.",
+        ),
+        Wrong(
+            lambda update, gradient, basis, rate: update - rate * (gradient - 2 * basis @ (basis.T @ gradient)),
+            "this is a reflection: the shared part of the gradient is turned round, not removed.",
+        ),
     ],
     hints=[
         "Two lines: what of the gradient is free, and a step against it.",
-        "Exercise 05.3 was the first line.",
+        "Exercise 05.3 was the first line, with every direction held whole: (I − P) ∇ = ∇ − U (Uᵀ ∇).",
         "`update - rate * (gradient - basis @ (basis.T @ gradient))`.",
     ],
 )
@@ -186,6 +217,25 @@ LEAK = Problem(
         Wrong(
             lambda update, start, basis: 100 * float((basis.mT @ (update - start)).norm() / (basis.mT @ start).norm()),
             "this is in per cent; asked for is the ratio itself.",
+        ),
+        Wrong(
+            lambda update, start, basis: float((basis.T @ (update - start)).norm()),
+            "this is how much has moved. Asked for is how much *of what was to stay*: divide by ‖PS‖.",
+        ),
+        Wrong(
+            lambda update, start, basis: float((basis.T @ (update - start)).norm() / (update - start).norm()),
+            "this is the share of the way that went into the subspace. Asked for is the share of ‖PS‖ that moved.",
+        ),
+        Wrong(
+            lambda update, start, basis: float((basis.T @ (update - start)).norm() / (basis.T @ update).norm()),
+            "it is divided by what lies there now, ‖PM‖. What was to stay is ‖PS‖.",
+        ),
+        Wrong(
+            lambda update, start, basis: (
+                abs(float((basis.T @ update).norm() - (basis.T @ start).norm())) / float((basis.T @ start).norm())
+            ),
+            "these are lengths compared. What turned without getting longer has moved, too: take the difference "
+            "first, then its length.",
         ),
     ],
     hints=[

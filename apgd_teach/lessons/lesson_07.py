@@ -73,6 +73,26 @@ RECOVERED = Problem(
             lambda base, merged, experts: 100 * _recovered(base, merged, experts),
             "this is in per cent; asked for is a share, 1 for as good as the experts.",
         ),
+        Wrong(
+            lambda base, merged, experts: -_recovered(base, merged, experts),
+            "the sign is turned round: better than the base has to be above zero.",
+        ),
+        Wrong(
+            lambda base, merged, experts: 1 / _recovered(base, merged, experts),
+            "the fraction is upside down: the way that the merge went stands above, that of the experts below.",
+        ),
+        Wrong(
+            lambda base, merged, experts: fmean(merged) / fmean(base) - 1,
+            "this is the gain as a share of the base. Asked for is the share of what the *experts* gained.",
+        ),
+        Wrong(
+            lambda base, merged, experts: [(b - a) / (c - a) for a, b, c in zip(base, merged, experts, strict=True)],
+            "these are the tasks' own shares. Asked for is one number: means first, the division last.",
+        ),
+        Wrong(
+            lambda base, merged, experts: min((b - a) / (c - a) for a, b, c in zip(base, merged, experts, strict=True)),
+            "this is the share of the task that recovered least. Asked for is that of the mean accuracy.",
+        ),
     ],
     hints=[
         "Three means first. Which of them is the zero of the scale, and which the one?",
@@ -181,6 +201,29 @@ INTERVAL = Problem(
         Wrong(
             lambda one, other, t: (abs(_interval(one, other, t)[0]), _interval(one, other, t)[1]),
             "the sign of the mean is lost: below zero the other method is better.",
+        ),
+        Wrong(
+            lambda one, other, t: _interval(one, other, t)[::-1],
+            "the two are right, and in the other order: the mean first, then half of the interval.",
+        ),
+        Wrong(
+            lambda one, other, t: fmean(_differences(one, other)),
+            "this is the mean alone. Asked for is a pair: it, and half of the interval.",
+        ),
+        Wrong(
+            lambda one, other, t: _interval(one, other, 1.96),
+            "1.96 is the factor for very many seeds. With a few, s is itself uncertain, and t pays for that.",
+        ),
+        Wrong(
+            lambda one, other, t: (
+                fmean(_differences(one, other)),
+                t * stdev(_differences(one, other)) / (len(one) - 1) ** 0.5,
+            ),
+            "it is divided by √(n − 1). The n − 1 belongs into s, and is there already; the mean of n numbers has √n.",
+        ),
+        Wrong(
+            lambda one, other, t: (sum(one) - sum(other), _interval(one, other, t)[1]),
+            "this is the sum of the differences. Asked for is their mean.",
         ),
     ],
     hints=[

@@ -35,7 +35,7 @@ from apgd_teach.doctor import doctor_table, examine
 doctor_table(examine())
 
 # %% [markdown]
-# Two of its rows decide what you will see. **Device**: a GPU is used where there is one; `device="cpu"` in any call
+# Two of its rows decide what you will see. **Device**: a GPU is used where there is one; `make_pool(…, device="cpu")`
 # overrules that. **Data**: the course comes with a *bundled* tier, real MNIST and Fashion-MNIST in a few megabytes,
 # checked against their hashes whenever they are loaded.
 
@@ -58,13 +58,14 @@ source.note
 # | [05 · The shared subspace](05_shared_subspace.ipynb) | what the tasks share can be computed and protected |
 # | [06 · Projected gradient descent](06_projected_descent.ipynb) | descent on Δ closes part of the gap |
 # | [07 · An honest comparison](07_honest_comparison.ipynb) | which method wins here, by how much, at what cost |
-# | 08 · Colour images on a GPU (not yet) | the same code, on colour images and an accelerator |
+# | [08 · Colour images on a GPU](08_colour_images.ipynb) | the same code, on colour images and an accelerator |
 # | 09 · Merge your own (not yet) | you can merge two checkpoints from disk, and are told before if you cannot |
 # | 10 · Capstone (not yet) | change one thing, predict, measure, explain |
 #
-# 00 to 07 make an afternoon. What is marked *in depth* can wait for a second visit: nothing else rests on it. **In 45
-# minutes**: the sections of 00, 02 and 06 that are marked *short route*; the last one of 06 merges two files of your
-# own. Run the cells between them too (*Run* → *Run Selected Cell and All Above*), without reading.
+# 00 to 07 take about three hours, exercises included, if what is marked *in depth* waits for a second visit: no
+# exercise outside needs it. **In 45 minutes**: the sections of 00, 02 and 06 that are marked *short route*; the last
+# one of 06 merges two files of your own. Run the cells between them too (*Run* → *Run All Above Selected Cell*),
+# without reading. The profile `fast` is small and quick; the published numbers are those of `full`.
 #
 # A few words that will come back all the time:
 #
@@ -74,16 +75,17 @@ source.note
 #   and only encoders are merged;
 # * **head**: one more linear layer, which reads the features for one task. Each task keeps its own, outside every
 #   merge, so whoever uses the merged network says which task is meant;
-# * **merge**: making one encoder $\theta^*$ that serves all tasks, from the weights alone, without any data.
+# * **merge**: making one encoder $\theta^*$ that serves all tasks, from the weights alone, without training data. (Some
+#   methods need one number tuned on labelled validation images; we say so where they do.)
 
 # %% [markdown]
 # ## A merge · short route
 #
 # Eight tasks: digits that are upright, rotated, inverted or noisy, and clothes that are upright, flipped, inverted or
 # rotated. `make_pool` trains a small base once, then one expert per task, and keeps them in a cache: the first run
-# takes a minute or so in the profile `fast` and several in `full`, on two cores; it says beforehand about how long.
-# Afterwards there is nothing left to train. (*Mild* means fine-tuned with a small learning rate; lesson 02 compares it
-# with *hot*.)
+# takes a minute or so in the profile `fast` and two or three in `full`, on two cores; it says beforehand about how
+# long. Afterwards there is nothing left to train. (*Mild* means fine-tuned with a small learning rate; lesson 02
+# compares it with *hot*.)
 #
 # > **Predict before you run.** Eight experts, each fine-tuned for a task of its own, averaged into one network. Will
 # > the average be as good as the experts, somewhere between the base and the experts, about as good as the base, or
@@ -113,9 +115,7 @@ merged = merge(pool.base, pool.experts, method="average")
 {name: tuple(tensor.shape) for name, tensor in merged.state_dict.items()}
 
 # %% [markdown]
-# How good is it? Each task is tried with its own head, which was fitted on the base's features. The grey circle is what
-# you had before fine-tuning, the triangle what the expert reaches who knows this task only, the square the one encoder
-# that is asked to do all of them.
+# How good is it? Each task is tried with its own head, which was fitted on the base's features.
 
 # %%
 from apgd_teach.evaluate import compare
@@ -123,6 +123,10 @@ from apgd_teach.figures import draw_comparison, show
 
 result = compare(pool, {"average": merged}, images=profile.test_images)
 result.table()
+
+# %% [markdown]
+# In the picture, the grey circle is what you had before fine-tuning, the triangle what the expert reaches who knows
+# this task only, the square the one encoder that is asked to do all of them.
 
 # %%
 show(draw_comparison({"one network for eight tasks": result}))
@@ -209,7 +213,7 @@ say(
 progress()
 
 # %% [markdown]
-# ## Try it
+# ## Try it · in depth
 #
 # 1. Merge two experts only: `merge(pool.base, {name: pool.experts[name] for name in ("digits-upright",
 #    "digits-noisy")}, method="average")`. Before you run it: will those two tasks be better served than by the average

@@ -48,7 +48,7 @@ show(draw_tasks(tasks))
 # and why they can also pull in different directions.
 #
 # Every result says which images it used. Training images train, validation images choose settings, and test images
-# are only ever reported.
+# are used only for reporting.
 
 # %%
 from apgd_teach.tables import Table
@@ -98,8 +98,13 @@ pool = make_pool(
     source=source,
 )
 
+# %%
+from apgd_teach.evaluate import compare
+
+compare(pool, {}, images=profile.test_images).table()
+
 # %% [markdown]
-# ### The cache
+# ### The cache · in depth
 #
 # A trained network is kept under a hash of everything it was made of: architecture, data, recipe, seed. Ask for the
 # same again and it is read from disk; change one ingredient and one sentence says which one, and only what depends
@@ -131,28 +136,7 @@ Table(
     caption="The cards of the cache",
     note="The base is tried by an output of its own, on both families at once and without distortions: all twenty "
     "classes compete. An expert is tried on its own task, with that task's head. Validation images are others than the "
-    "test images of the next table: the same network may do better on the ones than on the others.",
-)
-
-# %%
-from apgd_teach.evaluate import Evaluator
-
-evaluator = Evaluator(pool, images=profile.test_images)
-base_scores, expert_scores = evaluator.scores(pool.base), evaluator.experts()
-Table(
-    ("task", "base", "its own expert", "gained"),
-    [
-        (
-            titles[name],
-            base_scores[name].accuracy,
-            expert_scores[name].accuracy,
-            expert_scores[name].accuracy - base_scores[name].accuracy,
-        )
-        for name in pool.tasks
-    ],
-    caption="Accuracy (%) on test images",
-    note=f"{evaluator.images('digits-upright'):,} images a task, {pool.tier} tier; the base with each task's head. "
-    "What was gained is computed before rounding.",
+    "test images above: the same network may do better on the ones than on the others.",
 )
 
 # %% [markdown]
@@ -186,8 +170,10 @@ Table(
 # %% [markdown]
 # ### Small
 #
-# The length of $\tau_i$ beside the length of $\theta_0$, weight by weight. (Biases are left out of the picture:
-# they can move by a large share of their own length, which is so short that it hardly counts in that of $\theta_0$.)
+# The length $\lVert\tau_i\rVert$, the root of the sum of the squares of all entries, beside that of $\theta_0$, weight
+# by weight. This course calls a step small that is shorter than a fifth of the base. (Biases are left out of the
+# picture: they can move by a large share of their own length, which is so short that it hardly counts in that of
+# $\theta_0$.)
 
 # %%
 from apgd_teach.figures import draw_norms, layer_norms
@@ -210,8 +196,8 @@ say(
 # Is $\tau$ just noise of that length? Two tests, each against a control that has the same numbers in another order:
 # every $\tau$ with its entries shuffled inside each layer.
 #
-# **Directions.** Seen as a matrix, $\tau = U S V^\top$. If a few singular values carry most of the energy
-# $\sum_k s_k^2$, fine-tuning moved the layer in a few directions only.
+# **Directions.** Seen as a matrix, $\tau = U \Sigma V^\top$, with the singular values $s_k$ on $\Sigma$'s diagonal. If
+# a few singular values carry most of the energy $\sum_k s_k^2$, fine-tuning moved the layer in a few directions only.
 #
 # > **Predict before you run.** What share of the energy do the first ten singular values of the encoder's last
 # > layer, `linear.weight`, carry? And after shuffling?
@@ -296,19 +282,35 @@ def draw_energy(layer):
 panel(
     draw_energy,
     title="Energy of the singular directions",
-    static=[{"layer": LAYER}, {"layer": layers[0]}],
+    static=[{"layer": LAYER}, {"layer": "conv3.weight"}],
     layer=Slider("layer", layers, start=LAYER),
 )
 
 # %% [markdown]
-# In JupyterLab the list above chooses the layer; without a running kernel you see two of them. Is the curve of the
-# shuffled numbers equally far from the others in every layer? Compare how many directions each layer has. And is it
-# fine-tuning that is so simple, or the network? The base's own weights are among the curves. (In the last layer the
-# head is near: it reads ten classes off the features, and asks for few directions. Choose a layer further away from
-# it.)
+# In JupyterLab the list above chooses the layer; without a running kernel you see two of them. Is the broad grey curve
+# of the shuffled numbers equally far from the others in every layer? Compare how many directions each layer has. And is
+# it fine-tuning that is so simple, or the network? The thick black curve, dashed, is that of the base's own weights: if
+# it is steep too, part of it is the network, and fine-tuning only what lies above it.
+# (In the last layer the head is near: it reads ten classes off the features, and asks for few directions. Look at a
+# layer further away from it, `conv3.weight`.)
+
+# %%
+say(
+    "In "
+    + "; in ".join(
+        f"`{layer}` the first ten directions carry {100 * energy(pool.base[layer].flatten(1), 10):.0f} % of the "
+        "base itself and "
+        f"{100 * min(energy(vector[layer].flatten(1), 10) for vector in vectors.values()):.0f} % or more of every task "
+        "vector"
+        for layer in (LAYER, "conv3.weight")
+    )
+    + "."
+)
 
 # %% [markdown]
-# **Relations.** Two shuffled vectors of this many numbers are nearly at a right angle. Are two task vectors?
+# ### Related · in depth
+#
+# Two shuffled vectors of this many numbers are nearly at a right angle. Are two task vectors?
 
 # %%
 problem("01.1")
@@ -351,30 +353,17 @@ show(draw_cosines(cosines, list(titles.values())))
 # %%
 pairs = [(a, b) for a in range(len(titles)) for b in range(a)]
 names = list(titles)
-within = [
-    float(cosines[a, b]) for a, b in pairs if tasks[names[a]].family == tasks[names[b]].family
-]
-across = [
-    float(cosines[a, b]) for a, b in pairs if tasks[names[a]].family != tasks[names[b]].family
-]
+families = [tasks[name].family for name in names]
+within = [float(cosines[a, b]) for a, b in pairs if families[a] == families[b]]
+across = [float(cosines[a, b]) for a, b in pairs if families[a] != families[b]]
 chance = cosine_matrix(control)
 shuffled_cosines = [float(chance[a, b]) for a, b in pairs]
 by_chance = max(map(abs, shuffled_cosines))
-
-
-def row(name, values):
-    """Mean, median and range of some cosines."""
-    return name, sum(values) / len(values), median(values), min(values), max(values)
-
-
+nearest = max(pairs, key=lambda pair: float(cosines[pair]))
+groups = {"of one family": within, "of two families": across, "shuffled": shuffled_cosines}
 Table(
-    ("pairs", "mean", "median", "smallest", "largest"),
-    [
-        row("of one family", within),
-        row("of one family, but for the nearest pair", sorted(within)[:-1]),
-        row("of two families", across),
-        row("shuffled", shuffled_cosines),
-    ],
+    ("pairs", "median", "smallest", "largest"),
+    [(name, median(values), min(values), max(values)) for name, values in groups.items()],
     digits=3,
     caption="Cosines between task vectors",
 )
@@ -394,11 +383,12 @@ say(
     f"In `{LAYER}`, the encoder's last layer, ten directions carry {min(held):.0f} to "
     f"{max(held):.0f} % of a task vector's energy; of the same numbers shuffled, {min(held_shuffled):.1f} to "
     f"{max(held_shuffled):.1f} %.\n\n"
-    f"**Related, and not by family alone.** The nearest pair of a family has a cosine of {max(within):.2f}, its "
+    f"**Related, and not by family alone.** The nearest two are *{titles[names[nearest[1]]]}* and "
+    f"*{titles[names[nearest[0]]]}*. The nearest pair of a family has a cosine of {max(within):.2f}, its "
     f"farthest pair {min(within):.2f}; the median of one family's pairs is {median(within):.2f}, that of pairs across "
     f"families {median(across):.2f}. The largest cosine of any two shuffled vectors is {by_chance:.3f}; "
-    f"{sum(abs(v) <= by_chance for v in within + across)} of the {len(pairs)} pairs of experts are no further from a "
-    "right angle than that.",
+    f"pairs of experts no further from a right angle than that: "
+    f"{sum(abs(v) <= by_chance for v in within + across)} of {len(pairs)}.",
     holds={
         "the function's cosine is the one of the map": abs(
             cosine(upright, noisy)
@@ -411,10 +401,10 @@ say(
 
 # %% [markdown]
 # All this is of *mildly* fine-tuned experts; lesson 02 measures how far *hot* ones go. What tasks share will be a
-# *subspace* in lesson 05: the directions that several task vectors use. What they do not share, and still overwrite
-# in each other, is *interference*, lesson 03.
+# *subspace* in lesson 05: the directions that several task vectors use. *Interference*, a step that one task needs and
+# that harms another, is the matter of lesson 03; how alike two task vectors are is a hint of it, and no more.
 #
-# ## Try it
+# ## Try it · in depth
 #
 # 1. Fine-tune with AdamW: `make_pool(optimizer="adamw", …)` with the same other arguments (its learning rate is another
 #    one: `recipe("mild", "adamw")`). Before anything is trained, a sentence says what, for how long, and why: what is
@@ -423,7 +413,7 @@ say(
 #    import v2`, then `make_pool(tasks=["digits-upright", Variant("digits", "blurred", v2.GaussianBlur(5, sigma=2.0))],
 #    …)` with the same other arguments. The task is then called `digits-blurred`. How close is its task vector to that
 #    of *digits, upright*?
-# 3. Take one task. Which of its layers moved most, in per cent of the base (the first picture above), and which in
+# 3. Take one task. Which of its layers moved most, in per cent of the base (the picture under *Small*), and which in
 #    absolute terms (`vectors[task][layer].norm()`)? Why is that not the same question?
 #
 # **Next:** [02 · Naive averaging](02_naive_averaging.ipynb).

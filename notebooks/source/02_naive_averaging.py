@@ -11,6 +11,8 @@ SEED = 0
 TIER = "bundled"  # or "full", once fetched: apgd-teach data --fetch
 
 # %%
+from functools import partial
+
 from apgd_teach.course.header import header
 from apgd_teach.course.profiles import use_profile
 from apgd_teach.course.prose import say
@@ -22,20 +24,9 @@ profile = use_profile(PROFILE)
 source = open_source(TIER)
 print(source.note)
 
-
-def pool_of(regime, seed=SEED, tasks=None):
-    """Base and experts in this profile's size, from the cache where they are there."""
-    return make_pool(
-        regime=regime,
-        seed=seed,
-        tasks=tasks,
-        base_steps=profile.base_steps,
-        expert_steps=profile.expert_steps,
-        source=source,
-    )
-
-
-mild = pool_of("mild")
+sizes = {"base_steps": profile.base_steps, "expert_steps": profile.expert_steps}
+pool_of = partial(make_pool, seed=SEED, source=source, **sizes)  # from the cache where it is there
+mild = pool_of(regime="mild")
 titles = {name: task.title for name, task in mild.tasks.items()}
 
 # %% tags=["machine"]
@@ -106,17 +97,19 @@ T = len(mild.experts)
 f"the function above and the library agree, in all {len(mine)} tensors"
 
 # %% [markdown]
+# ### The audit, and how long the step is · in depth
+#
 # Every merge comes with an audit: what was done to each tensor, and how large the step $M = \theta^* - \theta_0$ was
-# beside the base. *merge*: a weight, which goes through the method as a matrix; *average*: a bias, which every method
-# averages.
+# beside the base. *merge*: a weight, which goes through the method as a matrix; *average*: a bias, which `merge`
+# averages whatever the method is, unless a policy says otherwise (lesson 03 shows when that hurts).
 
 # %%
 average_mild.audit.table()
 
 # %% [markdown]
 # Read one row: the mean $\|\tau\|$ of a layer (over the experts) beside the step $\|M\|$ that the average takes there.
-# Every expert keeps an eighth of its own step and receives an eighth of each of the seven others. What is left of their
-# length depends on how far they agree. For $T$ vectors of one length whose cosines have the mean $\bar c$,
+# The merged step contains one eighth of each task vector. What is left of their length depends on how far they agree.
+# For $T$ vectors of one length whose cosines have the mean $\bar c$,
 #
 # $$\frac{\lVert M\rVert^2}{\lVert\tau\rVert^2} = \frac{1 + (T - 1)\,\bar c}{T} ,$$
 #
@@ -146,7 +139,7 @@ say(
 )
 
 # %% [markdown]
-# ## "Without data" is enforced
+# ## "Without data" is enforced · in depth
 #
 # While a merge runs, asking for data raises. Here is a method that cheats: it is a method like any other, a function
 # of one layer's task vectors (task, out, in), but it peeks at the test images.
@@ -177,7 +170,7 @@ else:
     raise AssertionError("the guard let a method read data")
 
 # %% [markdown]
-# The guard watches the course's own data objects, files, and the network. It cannot see a tensor that somebody loaded
+# The guard watches the course's own data objects, files, and the internet. It cannot see a tensor that somebody loaded
 # earlier and hid in a closure; that is what reading a method's source is for.
 #
 # ## Mild and hot fine-tuning · short route
@@ -185,11 +178,11 @@ else:
 # Two sets of experts from the same base. *Mild* ones are fine-tuned with a small learning rate, *hot* ones with a
 # large one. Everything else is the same: data, steps, heads, seed.
 #
-# > **Predict before you run.** Which experts are better at their own task, the mild or the hot ones? And of which
-# > is the average better? Write both down.
+# > **Predict before you run.** Which experts are better at their own task, the mild or the hot ones? And which set has
+# > the better average? Write both down.
 
 # %%
-hot = pool_of("hot")
+hot = pool_of(regime="hot")
 average_hot = merge(hot.base, hot.experts, method="average")
 
 # %%
@@ -227,6 +220,20 @@ results["mild"].table()
 # %%
 results["hot"].table()
 
+# %%
+means = {name: (one.average("experts"), one.average("average")) for name, one in results.items()}
+no_better = [
+    f"{titles[task]} ({name})"
+    for name, one in results.items()
+    for task in titles
+    if one.experts[task].accuracy <= one.base[task].accuracy
+]
+say(
+    f"On their own tasks the mild experts have {means['mild'][0]:.1f} % and the hot ones {means['hot'][0]:.1f} %; "
+    f"their averages have {means['mild'][1]:.1f} % and {means['hot'][1]:.1f} %. Experts that are no better than their "
+    f"base on the test images of their own task: {'; '.join(no_better) or 'none'}."
+)
+
 # %% [markdown]
 # ## The gap, and the worst task · short route
 #
@@ -236,8 +243,9 @@ results["hot"].table()
 # $$L_j(\theta^*) - L_j(\theta_j),$$
 #
 # measured here on test images. $L_j(\theta)$ is the mean cross-entropy of the encoder $\theta$ under task $j$'s frozen
-# head; with natural logarithms its unit is the nat. A gap of 0.7 nats halves the probability that the right class is
-# given (in the geometric mean over images). Making this small, without data, is what the method of this course is for.
+# head; with natural logarithms its unit is the nat. A gap of 0.7 nats halves the probability that the network gives to
+# the right class (in the geometric mean over images). Making this small, without data, is what the method of this
+# course is for.
 
 # %%
 problem("02.3")
@@ -277,27 +285,8 @@ results["hot"].gap_table()
 # %% [markdown]
 # Two things to read with care. The base is the same in both; its gap differs because the experts it is measured
 # against do. And loss and accuracy need not agree: a network can lose fewer nats than another and still name fewer
-# images rightly. Where that is so here:
-
-# %%
-turned = [
-    f"{titles[task]} ({name} experts: the gap of the base is {one.gap('base')[task]:.2f} nats and that of the average "
-    f"{one.gap('average')[task]:.2f}, their accuracies {one.base[task].accuracy:.1f} and "
-    f"{one.merged['average'][task].accuracy:.1f} %)"
-    for name, one in results.items()
-    for task in titles
-    if (one.gap("average")[task] < one.gap("base")[task])
-    != (one.merged["average"][task].accuracy > one.base[task].accuracy)
-]
-say(
-    "; ".join(turned) + "."
-    if turned
-    else "On no task of this run: both order base and average alike."
-)
-
-# %% [markdown]
-# The same in accuracy, and what of the experts' gain is recovered: $0\,\%$ is no better than the base, $100\,\%$ as
-# good as the experts, and below zero is worse than no fine-tuning at all.
+# images rightly. The next tables have accuracies, and which share of the experts' gain is recovered: $0\,\%$ is no
+# better than the base, $100\,\%$ as good as the experts, and below zero is worse than no fine-tuning at all.
 
 # %%
 results["mild"].summary()
@@ -306,38 +295,39 @@ results["mild"].summary()
 results["hot"].summary()
 
 # %% [markdown]
-# ## What breaks, and what is saved
+# ## What breaks, and what is saved · in depth
 #
 # An image is *broken* by the merge when the task's own expert names it rightly and the average does not, and *saved*
 # when the base names it wrongly and the average rightly. Under *broken*, "$a \to b$" says that the right class is $a$
-# and the average's answer $b$; under *saved*, that the base had answered $b$. Look at those of the hot average, first
-# on the task with the largest gap (which need not be the one with the lowest accuracy), then on any other: always the
-# first of its test images, not chosen ones.
+# and the average's answer $b$; under *saved*, that the base had answered $b$: always the first such test images, not
+# chosen ones. *All confusions* has a map for each network: its rows are the right classes, its columns the answers.
+# Look for a dark field or column that the average has and the expert has not: an answer that it gives too often. All of
+# it is of the hot average; begin with the task of the largest gap (which need not be the one with the lowest accuracy).
 
 # %%
 from apgd_teach.evaluate import Evaluator
-from apgd_teach.figures import Slider, draw_examples, find_mistakes, panel
+from apgd_teach.figures import Slider, draw_confusion, draw_examples, find_mistakes, panel
 
 largest = pays_most
 mistakes = find_mistakes(
     Evaluator(hot, images=profile.test_images), hot.base, average_hot.state_dict
 )
-
-
 named = {title: name for name, title in titles.items()}
 
 
 def draw_images(task, kind):
     """Looks up: nothing is evaluated while you choose."""
+    if kind == "all confusions":
+        return draw_confusion(mistakes, task=named[task])
     return draw_examples(mistakes, task=named[task], kind=kind)
 
 
 panel(
     draw_images,
     title="What the average of the hot experts breaks and saves",
-    static=[{"kind": "broken"}, {"kind": "saved"}],
+    static=[{"kind": "broken"}, {"kind": "saved"}, {"kind": "all confusions"}],
     task=Slider("task", list(named), start=titles[largest]),
-    kind=Slider("images", ["broken", "saved"]),
+    kind=Slider("what to see", ["broken", "saved", "all confusions"]),
 )
 
 # %% [markdown]
@@ -396,7 +386,7 @@ from apgd_teach.figures import draw_paths
 from apgd_teach.landscape import loss_path
 
 A, B = "digits-upright", "digits-noisy"
-stranger = pool_of("mild", seed=SEED + 1, tasks=[B])
+stranger = pool_of(regime="mild", seed=SEED + 1, tasks=[B])
 ends = {"one base": mild.experts[B], "two bases": stranger.experts[B]}
 
 evaluator = Evaluator(mild.only([A]), images=profile.plane_images)
@@ -408,10 +398,11 @@ show(draw_paths(paths, titles, (f"expert of\n{titles[A]}", f"expert of\n{titles[
 
 # %% [markdown]
 # The far end of the second line is no fair judge: that network never met *this* task's head, its features mean
-# something else. So try the midpoint on both tasks, each under the head that belongs to its expert. (Lesson 01 measured
-# how close these two task vectors are: an easy pair, which makes the failure of the second midpoint the plainer. Two
-# random starts number their features in two different ways, so an average mixes features that have nothing to do with
-# each other.)
+# something else. So try the midpoint on both tasks, each under the head that belongs to its expert. By lesson 01 these
+# two tasks have the nearest task vectors of all, where they share a base: an easy pair (Try it 4 has a hard one). If
+# even this pair fails with two bases, the usual explanation is that two random starts number their features in two
+# different ways, and an average mixes features that have nothing to do with each other. (This experiment shows the
+# failure and does not test the explanation.)
 
 # %%
 both = {}
@@ -432,7 +423,7 @@ Table(
         for task, one in ((A, on_a), (B, on_b))
     ],
     caption="Accuracy (%) of the midpoint, each task under the head that belongs to its expert",
-    note="The other expert of the second pair is another network, so its own accuracy is another one.",
+    note="The other expert of the second pair is another network; where its accuracy is the same, that is chance.",
 )
 
 # %% [markdown]
@@ -459,6 +450,14 @@ change = {
     for task in titles
 }
 fallen = sorted(change, key=change.get)[:2]
+worst_base = [f"{one.base[kept[name][0]].accuracy:.1f} %" for name, one in results.items()]
+
+
+def points(value):
+    """A change of accuracy in writing."""
+    return f"{value:+.1f}".replace("-", "−")
+
+
 others = [change[task] for task in titles if task not in fallen]
 say(
     f"**The average of good experts can be worse than the base: {'shown' if shown else 'not shown in this run'}.** "
@@ -466,12 +465,11 @@ say(
     f"{gain['mild']:.1f}. The average of the mild experts is {against['mild']} points against the base "
     f"({against['mild'].verdict}), the average of the hot ones {against['hot']} points ({against['hot'].verdict}).\n\n"
     f"**The worst task** (the lowest accuracy) of the average is {titles[kept['mild'][0]]} with "
-    f"{kept['mild'][1]:.1f} % (mild) and {titles[kept['hot'][0]]} with {kept['hot'][1]:.1f} % (hot), where the base "
-    f"had {results['mild'].base[kept['mild'][0]].accuracy:.1f} % and "
-    f"{results['hot'].base[kept['hot'][0]].accuracy:.1f} %. The largest gap of the hot average is that of "
+    f"{kept['mild'][1]:.1f} % (mild) and {titles[kept['hot'][0]]} with {kept['hot'][1]:.1f} % (hot); there the base "
+    f"has {' and '.join(dict.fromkeys(worst_base))}. The largest gap of the hot average is that of "
     f"{titles[largest]}, {by_task[largest]:.2f} nats. The fall is not shared out evenly: against the base, "
-    f"{titles[fallen[0]]} changes by {change[fallen[0]]:+.1f} points and {titles[fallen[1]]} by "
-    f"{change[fallen[1]]:+.1f}, the other six by {sum(others) / len(others):+.1f} on average.\n\n"
+    f"{titles[fallen[0]]} changes by {points(change[fallen[0]])} points and {titles[fallen[1]]} by "
+    f"{points(change[fallen[1]])}, the other six by {points(sum(others) / len(others))} on average.\n\n"
     f"**One base is not a detail**: the midpoint of two experts reaches {middle['one base']:.1f} % where they share "
     f"their base and {middle['two bases']:.1f} % where they do not.\n\n"
     "The intervals (95 %) cover the choice of test images; they do not cover the training seed. Lesson 07 does.",
@@ -484,14 +482,14 @@ say(
 )
 
 # %% [markdown]
-# ## Try it
+# ## Try it · in depth
 #
 # 1. Average only the four tasks of one family:
 #    `hot.only([name for name, task in hot.tasks.items() if task.family == "fashion"])`.
 #    Are these four better served than by the average of all eight? What does that say about who pulled them away?
 # 2. Look at the mean gap over tasks: on which side of the base does the mild average lie, and on which the hot one?
 #    If they differ, at which learning rate do average and base meet? Make a pool for one in between with
-#    `pool_of(Recipe("sgd", lr, steps=profile.expert_steps))` (a recipe in place of the
+#    `pool_of(regime=Recipe("sgd", lr, steps=profile.expert_steps))` (a recipe in place of the
 #    regime's name; `from apgd_teach.training import Recipe`) and compare gaps on **validation** images:
 #    `compare(…, split="validation").gap_table()`. Why not on test images? (Eight experts are trained for every rate.)
 # 3. `merge(hot.base, {**hot.experts, "base": hot.base})`: what does the library say, and why? Call the copy

@@ -13,55 +13,45 @@ SEED = 0
 TIER = "bundled"  # or "full", once fetched: apgd-teach data --fetch
 
 # %%
+from functools import partial
+
 from apgd_teach.course.header import header
 from apgd_teach.course.profiles import use_profile
 from apgd_teach.data import open_source
 from apgd_teach.experts import make_pool
+from apgd_teach.lessons import problem
 
 profile = use_profile(PROFILE)
 source = open_source(TIER)
 print(source.note)
-
-
-def pool_of(regime):
-    """Base and experts in this profile's size, from the cache where they are there."""
-    return make_pool(
-        regime=regime,
-        seed=SEED,
-        base_steps=profile.base_steps,
-        expert_steps=profile.expert_steps,
-        source=source,
-    )
-
-
-mild = pool_of("mild")
-titles = {name: task.title for name, task in mild.tasks.items()}
-
-# %%
-from apgd_teach.lessons import problem
-
+pool_of = partial(
+    make_pool,
+    seed=SEED,
+    base_steps=profile.base_steps,
+    expert_steps=profile.expert_steps,
+    source=source,
+)
+mild = pool_of(regime="mild")
 header("06")
 
 # %% [markdown]
 # ## The algorithm, line by line · short route
 #
-# A network is merged layer by layer. Everything in this section happens in **one** layer, whose weights are looked at
-# as a matrix (out, in): one row per output unit. A convolution kernel becomes (out, in · height · width). In it every
-# task $j = 1, \dots, T$ has its task vector $\tau_j = \theta_j - \theta_0$, what fine-tuning changed. A merge chooses
-# one matrix $M$, the **update**, and the merged layer is $\theta^* = \theta_0 + M$. The average takes
-# $M = \frac{1}{T}\sum_i \tau_i$.
+# A network is merged layer by layer; this section stays in **one** layer, whose weights are a matrix (out, in), one
+# row per output unit (of a convolution kernel, (out, in · height · width)). Task $j = 1, \dots, T$ has the task vector
+# $\tau_j = \theta_j - \theta_0$, what fine-tuning changed. A merge adds one matrix $M$, the **update**:
+# $\theta^* = \theta_0 + M$. The average takes $M = \frac{1}{T}\sum_i \tau_i$.
 #
-# **1. The start.** Instead of $1/T$, each task gets a coefficient $\lambda_i$ of its own,
+# **1. The start.** Each task gets a coefficient $\lambda_i$ of its own in place of $1/T$,
 #
 # $$S = \sum_i \lambda_i \tau_i, \qquad
 # \lambda_i = \min\left(1, \frac{\operatorname{median}_j \lVert\tau_j\rVert}{T\, \lVert\tau_i\rVert}\right),$$
 #
-# so that a long task vector has no more say than a short one (lesson 03). $\lVert\cdot\rVert$ is the root of the sum
-# of squares. Where all are equally long, $S$ is the average.
+# so that a long task vector has no more say than a short one. $\lVert\cdot\rVert$ is the root of the sum of squares.
 
 # %%
 import torch
-from apgd_teach.merging import Apgd, merge, shared_basis, task_vectors
+from apgd_teach.merging import merge, shared_basis, task_vectors
 
 LAYER = "conv3.weight"
 names = sorted(mild.experts)  # the order in which the library adds up
@@ -75,28 +65,26 @@ S = torch.einsum("t,toi->oi", coefficients, tau)
 f"{LAYER}: {T} task vectors of {out} × {inputs}; λ from {coefficients.min():.3f} to {coefficients.max():.3f}"
 
 # %% [markdown]
-# **2. What may change.** One more matrix $\Delta$ (out, in), the same for all tasks, is added to every task vector:
+# **2. What may change.** One matrix $\Delta$ (out, in), the same for all tasks, is added to every task vector:
 #
 # $$M = \sum_i \lambda_i (\tau_i + \Delta) = S + \Lambda\Delta, \qquad \Lambda = \sum_i \lambda_i .$$
 #
-# $\Delta$ is what descent looks for. A step of $\Delta$ is a step of $M$, only $\Lambda$ times as long, so below we
-# move $M$ itself; $\Delta = (M - S)/\Lambda$ can be read off at any time.
+# A step of $\Delta$ is a step of $M$, only $\Lambda$ times as long, so we move $M$ itself.
 #
-# **3. What is made small.** The gap of task $j$ is the loss that its users lose by getting $\theta^*$ in place of
-# $\theta_j$. Without data nobody knows it, but fine-tuning went *down* the loss of task $j$, so $-\tau_j$ points
-# along its gradient, and to first order the gap is, up to a positive factor, $-\langle\tau_j, M - \tau_j\rangle$
-# (lesson 04). The inner product $\langle\cdot,\cdot\rangle$ multiplies entry by entry and adds up. Take it one output
-# unit $o$ at a time, with $\tau_{jo}$ and $M_o$ for row $o$ of $\tau_j$ and of $M$:
+# **3. What is made small.** Nobody knows the gap of task $j$ without data. To first order it is
+# $L_j(\theta_0 + M) - L_j(\theta_0 + \tau_j) \approx \langle\nabla L_j(\theta_0), M - \tau_j\rangle$, where
+# $\langle\cdot,\cdot\rangle$ multiplies entry by entry and adds up. Fine-tuning went *down* $L_j$, so $-\tau_j$ points
+# roughly along the gradient (lesson 04), which leaves $-\langle\tau_j, M - \tau_j\rangle$, up to a positive factor. One
+# output unit $o$ at a time, with $\tau_{jo}$ and $M_o$ for row $o$:
 #
 # $$r_{jo} = \langle \tau_{jo}, M_o - \tau_{jo}\rangle .$$
 #
-# $r_{jo} = 0$ says: in unit $o$, $M$ goes as far along task $j$'s own direction as task $j$'s expert did. (These
-# numbers are the diagonal of the **residual** $R_j = (M - \tau_j)\tau_j^\top$.) All of them are to be small at once.
-# That is the **surrogate**, a number that can be computed and stands in for the gaps that cannot:
+# The estimate falls for ever as $r_{jo}$ grows, so its smallest value is no aim. Zero is: in unit $o$, $M$ then goes as
+# far along task $j$'s own direction as its expert did. (These numbers are the diagonal of the **residual**
+# $R_j = (M - \tau_j)\tau_j^\top$.) All together make the **surrogate**, which stands in for the gaps (the paper's,
+# granularity `row`):
 #
 # $$Q(M) = \tfrac{1}{2} \sum_j \sum_o r_{jo}^2 .$$
-#
-# One number per output unit is the paper's choice; this course calls it granularity `row`. Others come further below.
 #
 # **4. The gradient.** $r_{jo}$ depends on row $o$ of $M$ only, and $\partial r_{jo} / \partial M_o = \tau_{jo}$. So,
 # by the chain rule, row $o$ of $\nabla Q$ is
@@ -104,7 +92,7 @@ f"{LAYER}: {T} task vectors of {out} × {inputs}; λ from {coefficients.min():.3
 # $$\frac{\partial Q}{\partial M_o} = \sum_j r_{jo}\, \frac{\partial r_{jo}}{\partial M_o}
 # = \sum_j r_{jo}\, \tau_{jo} .$$
 #
-# This is yours to write. (Stuck? `problem("06.1").hint(1)`, and `problem("06.1").solution()` shows one.)
+# This is yours. (Stuck? `problem("06.1").hint(1)`, or `.solution()`.)
 
 # %%
 problem("06.1")
@@ -120,47 +108,21 @@ def row_gradient(task_vectors, update):
 
 problem("06.1").check(row_gradient)
 
-# %% [markdown] tags=["solution"]
-# The first line is $r_{jo}$ for all tasks and units at once, the second is step 4 above. Nothing larger than the task
-# vectors themselves is ever made: the matrix $R_j$ would have out × out entries, and only its diagonal is needed.
-
-# %%
-row_gradient = problem("06.1").use(row_gradient)
-
-
-def Q(update):
-    """½ Σⱼ Σₒ rⱼₒ², of this layer."""
-    return float((tau * (update - tau)).sum(dim=2).square().sum() / 2)
-
-
-# The same gradient by autograd, which knows nothing of the derivation.
-M = S.clone().requires_grad_()
-((tau * (M - tau)).sum(dim=2).square().sum() / 2).backward()
-torch.testing.assert_close(
-    row_gradient(tau, S), M.grad, rtol=1e-3, atol=1e-4 * float(M.grad.abs().max())
-)
-"autograd agrees"
-
 # %% [markdown]
-# **5. What must stay.** Some output directions are used by several tasks. Lesson 05 collects them as the $k$ columns
-# of $U$ (out, $k$), at right angles to each other and of length one. $P = UU^\top$ projects onto them, $I - P$ onto
-# all that is at right angles to them, the **orthogonal complement**. In the shared directions $S$ is kept as it is:
-#
-# $$P(M - S) = 0 .$$
-#
-# So a step uses the part of the gradient that lies in the complement: with a step length $\alpha$,
+# **5. What must stay.** Some output directions are used by several tasks. Lesson 05 collects them as the orthonormal
+# columns of $U$ (out, $k$). $P = UU^\top$ projects onto them, $I - P$ onto their **orthogonal complement**, all that is
+# at right angles to them. What the tasks have in common $S$ has already, goes the argument, and a rough estimate could
+# only spoil it; so there $S$ is kept: $P(M - S) = 0$. A step, of length $\alpha$, uses the part of the gradient that
+# lies in the complement:
 #
 # $$M \leftarrow M - \alpha\,(I - P)\nabla Q(M) .$$
 #
-# The constraint then holds after every step if it held before it, because projecting twice is projecting once,
-# $PP = P$:
+# The constraint then holds after every step if it held before, because projecting twice is projecting once, $PP = P$:
 #
 # $$P\big(M - \alpha(I-P)\nabla Q - S\big) = P(M - S) - \alpha\,(P - PP)\,\nabla Q = P(M - S) .$$
-#
-# (The paper's abstract says that gradients are projected *within* the shared subspace. Its method and its code
-# project them onto the complement, as here.)
 
 # %%
+row_gradient = problem("06.1").use(row_gradient)
 problem("06.2")
 
 
@@ -174,17 +136,8 @@ def projected_step(update, gradient, basis, rate):
 
 problem("06.2").check(projected_step)
 
-# %% [markdown] tags=["solution"]
-# `basis @ (basis.T @ gradient)` is $P\nabla Q$ without ever making $P$, which is (out, out). The brackets matter for
-# speed: `(basis @ basis.T) @ gradient` would make it.
-
 # %%
 projected_step = problem("06.2").use(projected_step)
-
-# %% [markdown]
-# And a number that says whether the constraint holds: of what was to stay, how much has moved?
-
-# %%
 problem("06.3")
 
 
@@ -197,117 +150,107 @@ def leak(update, start, basis):
 
 problem("06.3").check(leak)
 
+# %% [markdown]
+# **6. How far to step.** With the step $\alpha = 1/L$, where $L$ is the largest curvature of $Q$ in the complement, the
+# surrogate cannot rise (the proof is below, in depth). Now the loop.
+#
+# > **Predict before you run.** After fifty steps, how much of the surrogate is left: a half, a tenth, a thousandth?
+# > And how large is the leak?
+
 # %%
+from apgd_teach.merging.descent import largest_curvature
+from apgd_teach.tables import Table
+
 leak = problem("06.3").use(leak)
 
-# %% [markdown]
-# **6. How far to step.** $Q$ is a sum of squares of linear functions of $M$, so it has one Hessian $H$ everywhere,
-# and what $H$ does to a direction $D$ is a difference of two gradients: $HD = \nabla Q(D) - \nabla Q(0)$. With
-# $g = (I - P)\nabla Q(M)$, a step changes $Q$ by exactly
-#
-# $$Q(M - \alpha g) - Q(M) = -\alpha \langle\nabla Q, g\rangle + \tfrac{1}{2}\alpha^2 \langle g, Hg\rangle .$$
-#
-# Here $\langle\nabla Q, g\rangle = \lVert g\rVert^2$, since $g$ is a projection of $\nabla Q$. And
-# $\langle g, Hg\rangle \le L\lVert g\rVert^2$, where $L$, the *Lipschitz constant*, is the largest curvature of $Q$
-# in the complement. So with $\alpha = 1/L$
-#
-# $$Q(M - \alpha g) - Q(M) \le -\frac{1}{L}\lVert g\rVert^2 + \frac{1}{2L}\lVert g\rVert^2
-# = -\frac{1}{2L}\lVert g\rVert^2 \le 0 :$$
-#
-# the surrogate cannot rise. $L$ comes from *power iteration*: apply $H$ to a direction again and again, and the
-# steepest direction outgrows all others. What it finds is a little too small as long as it has not settled, hence 1 %
-# on top.
 
-# %%
-U = shared_basis(tau, min(out, inputs) // 6)  # the paper protects a sixth of r = min(out, in)
-nothing = torch.zeros_like(S)
+def Q(update):
+    """½ Σⱼ Σₒ rⱼₒ², of this layer."""
+    return (tau * (update - tau)).sum(dim=2).square().sum() / 2
 
 
 def curvature(direction):
     """H D, of this layer."""
-    return row_gradient(tau, direction) - row_gradient(tau, nothing)
+    return row_gradient(tau, direction) - row_gradient(tau, torch.zeros_like(direction))
 
 
-direction = row_gradient(tau, S)
-for _ in range(50):
-    direction = projected_step(nothing, -curvature(direction / direction.norm()), U, 1.0)
-L = 1.01 * float(direction.norm())
-f"U has {U.shape[1]} of {out} output directions; L = {L:.3g}"
-
-# %% [markdown]
-# Now the loop. It is four names that you have: `row_gradient`, `projected_step`, `leak`, and $\alpha = 1/L$.
-#
-# > **Predict before you run.** After fifty steps, how much of the surrogate is left: a half, a tenth, a thousandth?
-# > And how large is the leak, in arithmetic that keeps about seven digits?
-
-# %%
-from itertools import pairwise
-
-from apgd_teach.tables import Table
-
-
-def never_rises(values):
-    """Up to what float32 rounds, in units of the first value."""
-    return all(after <= before + 1e-5 * values[0] for before, after in pairwise(values))
-
-
+U = shared_basis(tau, min(out, inputs) // 6)  # the paper protects a sixth of r = min(out, in)
+L = largest_curvature(curvature, U, row_gradient(tau, S))
 STEPS = 50
-M, way = S, [(Q(S), 0.0)]
+M, way = S, [(float(Q(S)), 0.0)]
 for _ in range(STEPS):
     M = projected_step(M, row_gradient(tau, M), U, 1 / L)
-    way.append((Q(M), leak(M, S, U)))
+    way.append((float(Q(M)), leak(M, S, U)))
+    assert way[-1][0] <= way[-2][0] + 1e-5 * way[0][0], "the surrogate rose"
 
-assert never_rises([value for value, _ in way])
 Table(
     ("step", "Q left, % of that at S", "leak"),
     [(n, 100 * way[n][0] / way[0][0], f"{way[n][1]:.0e}") for n in (0, 1, 2, 5, 10, 20, 50)],
-    caption=f"{LAYER}, by your functions",
+    caption=f"{LAYER}, {U.shape[1]} of {out} output directions protected, by your functions",
     digits=2,
-    note="The cell fails if any of the fifty steps raises Q.",
 )
 
 # %% [markdown]
-# The library's `Apgd` does the same for every layer of a network. Here it is asked for one: once by fifty steps of
-# its own descent, once for the **exact answer** that descent is heading to (`solver="exact"`; how is said below).
+# The leak is float32 rounding. And the estimate of the gap was *first order*, for short steps: a surrogate of zero
+# promises no gap of zero.
+#
+# ### Why the surrogate cannot rise · in depth
+#
+# $Q$ is a sum of squares of linear functions of $M$, so it has one Hessian $H$ everywhere; what $H$ does to a direction
+# $D$ is a difference of two gradients, $HD = \nabla Q(D) - \nabla Q(0)$. With
+# $g = (I - P)\nabla Q(M)$, a step changes $Q$ by exactly
+#
+# $$Q(M - \alpha g) - Q(M) = -\alpha \langle\nabla Q, g\rangle + \tfrac{1}{2}\alpha^2 \langle g, Hg\rangle .$$
+#
+# Here $\langle\nabla Q, g\rangle = \lVert g\rVert^2$, since $g$ is a projection of $\nabla Q$, and
+# $\langle g, Hg\rangle \le L\lVert g\rVert^2$, with $L$ the largest curvature of $Q$ in the complement. So with
+# $\alpha = 1/L$
+#
+# $$Q(M - \alpha g) - Q(M) \le -\frac{1}{L}\lVert g\rVert^2 + \frac{1}{2L}\lVert g\rVert^2
+# = -\frac{1}{2L}\lVert g\rVert^2 \le 0 :$$
+#
+# the surrogate cannot rise. (The library finds $L$ by applying $H$ again and again, until the steepest direction has
+# outgrown all others.)
+
+# %% [markdown]
+# ### Beside autograd and the library · in depth
+#
+# Autograd knows nothing of the derivation, and the library's `Apgd` nothing of your functions. It solves this layer by
+# fifty steps of its own descent, and by the **exact answer** that descent is heading to. (The paper's abstract says
+# that gradients are projected *within* the shared subspace. Its method and its code project onto the complement, as
+# here.)
 
 # %%
 from apgd_teach.course.prose import say
+from apgd_teach.merging import Apgd
 
-ROW = {"granularity": "row", "protect": 1 / 6, "flatten": 0.0}
-library = Apgd(**ROW, solver="descent", steps=STEPS).solve(tau)
-exact = Apgd(**ROW, solver="exact").solve(tau)
+known = torch.func.grad(Q)(S)
+torch.testing.assert_close(
+    row_gradient(tau, S), known, rtol=1e-3, atol=1e-4 * float(known.abs().max())
+)
+one_layer = partial(Apgd, granularity="row", protect=1 / 6, flatten=0.0)
+library = one_layer(solver="descent", steps=STEPS).solve(tau)
+exact = one_layer(solver="exact").solve(tau)
 
-torch.testing.assert_close(library.start, S, rtol=1e-4, atol=1e-7)
 apart = float((M - library.update).norm() / (library.update - S).norm())
-far = float((M - exact.update).norm() / (S - exact.update).norm())
-Delta = (exact.update - S) / coefficients.sum()
-bold = float(Delta.norm() / lengths.square().mean().sqrt())
+left = 100 * float(Q(exact.update)) / way[0][0]
+bold = float(exact.delta.norm() / lengths.square().mean().sqrt())
 say(
-    f"Your $M$ and the library's differ by {100 * apart:.2g} % of the way that both went (it looks for $L$ for a "
-    f"shorter time). Of $Q$ at $S$, your fifty steps have left {100 * way[-1][0] / way[0][0]:.2g} %; the exact answer "
-    f"leaves {100 * Q(exact.update) / way[0][0]:.1g} %. From $S$ to the exact answer, {100 * (1 - far):.0f} % of the "
-    f"distance is covered. At the exact answer $\\Delta$ is {bold:.2g} times as long as a task vector (root mean "
-    "square of their lengths).",
+    f"Autograd agrees. Your $M$ and the library's differ by {100 * apart:.1g} % of the way that both went. Of $Q$ at "
+    f"$S$ the exact answer leaves {left:.1g} %: far more entries of $M$ are free than there are numbers $r_{{jo}}$. "
+    f"There $\\Delta$ is {bold:.2g} times as long as a task vector (root mean square), which is no short step.",
     holds={
         "the learner's loop is the library's descent": apart < 0.05,
         "no step leaks": max(one for _, one in way) < 1e-4,
-        "the exact answer has the least surrogate": Q(exact.update) <= way[-1][0],
+        "the exact answer has the least surrogate": float(Q(exact.update)) <= way[-1][0],
     },
 )
 
 # %% [markdown]
-# Two things to keep in mind. There are $T \cdot \text{out}$ numbers $r_{jo}$ to bring to zero and far more entries of
-# $M$ that are free to move, so next to nothing need be left of $Q$, and many an $M$ reaches that; the library's is
-# the one nearest to $S$. And the estimate of the gap was *first order*, good near the base. Compare the length of
-# $\Delta$ with that of a task vector: is that a small step? A surrogate of zero is no promise of a gap of zero.
-# Further below both are measured.
-
-# %% [markdown]
 # ## Adam leaks, projecting again holds
 #
-# The paper does not take plain gradient steps. It projects the gradient and hands it to **Adam**, which divides every
-# entry by the root of a running mean of that entry's own square. Its first step keeps nothing of a gradient but the
-# signs. Three output units and one shared direction are enough to see what that does:
+# The paper hands the projected gradient to **Adam**, which divides every entry by the root of a running mean of that
+# entry's own square. Its first step keeps nothing but the signs. With three output units and one shared direction $u$:
 
 # %%
 u = torch.ones(3) / 3**0.5
@@ -316,197 +259,64 @@ print(f"the projected gradient along u: {float(u @ gradient):.2f}")
 print(f"Adam's first step along u:      {float(u @ gradient.sign()):.2f}")
 
 # %% [markdown]
-# The projection came before the division, and the division undid it. The cure is to project once more, afterwards. Is
-# that still a way down? For one step it is: with $D$ the division (a positive number for each entry) and
-# $g = (I - P)\nabla Q$,
+# The division undid the projection, and the constraint is lost, whether or not a network suffers from it. The cure is
+# to project once more, afterwards. For one step, Adam's momentum left aside, that is still a way down: with $A$ the
+# division (a positive number for each entry) and $g = (I - P)\nabla Q$,
 #
-# $$\langle \nabla Q, (I - P)Dg\rangle = \langle (I - P)\nabla Q, Dg\rangle = \langle g, Dg\rangle > 0 .$$
+# $$\langle \nabla Q, (I - P)Ag\rangle = \langle (I - P)\nabla Q, Ag\rangle = \langle g, Ag\rangle > 0 .$$
 #
-# Three ways from the same $S$, with the same $U$, in the layer from above. Adam's rate is in units of the weights;
-# the paper's suits its own networks, so here it is a tenth of the root mean square of the entries of $\tau$. The
-# accuracy is that of the average network with only this layer replaced by $M$, on *validation* images, the mean over
-# the tasks: one layer of four, and a few images a task, so read no more into it than whether it moves.
+# Three ways from the same $S$, with the same $U$. (Accuracy: of the average network with this layer replaced, on
+# *validation* images; in `fast` on so few that one or two decide what you see.)
 #
-# > **Predict before you run.** Whose surrogate is smallest after 400 steps? And of $PS$, which was to stay, how much
-# > has Adam moved: a thousandth, a hundredth, a tenth, more?
+# > **Predict before you run.** Whose surrogate is smallest after 400 steps? And of $PS$, which was to stay, has Adam
+# > moved a hundredth, a tenth, more?
 
 # %%
-from statistics import mean
-
+from apgd_teach.course.prose import say
 from apgd_teach.evaluate import Evaluator, compare
-from apgd_teach.figures import Slider, draw_descent, measure_descent, panel
+from apgd_teach.figures import Slider, draw_descent, layer_accuracy, measure_descent, panel
 
 validation = Evaluator(mild, images=profile.plane_images, split="validation")
-average = merge(mild.base, mild.experts, "average")
-
-
-def accuracy(update):
-    """Of the average network with this layer's update replaced."""
-    layer = mild.base[LAYER] + update.reshape(mild.base[LAYER].shape)
-    scores = validation.scores({**average.state_dict, LAYER: layer})
-    return mean(score.accuracy for score in scores.values())
-
-
+average = merge(mild.base, mild.experts, "average").state_dict
 paths = measure_descent(
     tau,
-    granularity="row",
-    protect=1 / 6,
     steps=400,
-    rate=0.1 * float(tau.square().mean().sqrt()),
-    accuracy=accuracy,
+    rate=0.1 * float(tau.square().mean().sqrt()),  # Adam's, in units of the weights
+    accuracy=layer_accuracy(validation, average, LAYER),
     at=(0, 30, 100, 400),
 )
-
-
-def draw_paths_at(step):
-    """Looks up: nothing is solved while you move the slider."""
-    return draw_descent(paths, step=step)
-
-
 panel(
-    draw_paths_at,
+    lambda step: draw_descent(paths, step=step),
     title="Three ways down, one layer",
     static=[{"step": 10}, {"step": 400}],
-    step=Slider(
-        "steps taken", [0, 1, 2, 5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 400], start=400
-    ),
+    step=Slider("steps taken", [0, 1, 2, 5, 10, 20, 30, 50, 100, 200, 300, 400], start=400),
 )
 
 # %%
-ways = {
-    "plain descent": paths.descent,
-    "Adam after the projection": paths.adam,
-    "Adam projected again": paths.again,
-}
-quickest = min(ways, key=lambda name: ways[name].surrogate[-1])
-rises = {
-    name: sum(after > before + 1e-5 for before, after in pairwise(one.surrogate))
-    for name, one in ways.items()
-}
+descent, adam, again = paths.descent, paths.adam, paths.again
 say(
-    f"After 400 steps Adam's leak is **{100 * paths.adam.leak[-1]:.0f} %**: what has moved in the shared directions is "
-    f"{paths.adam.leak[-1]:.2g} times as long as all that was to stay there. Projected again it is "
-    f"{paths.again.leak[-1]:.0e}, rounding, as with plain descent. The smallest surrogate after 400 "
-    f"steps is that of {quickest}. What is left of that at $S$: "
-    + ", ".join(f"{100 * one.surrogate[-1]:.2g} % with {name}" for name, one in ways.items())
-    + ". Steps on which it rose: "
-    + ", ".join(f"{count} with {name}" for name, count in rises.items())
-    + ".",
+    f"After 400 steps Adam's leak is **{100 * adam.leak[-1]:.0f} %** of all that was to stay, ‖PS‖. Projected again it "
+    f"is {100 * again.leak[-1]:.0e} %, rounding, as with plain descent. Of the surrogate plain descent has left "
+    f"{100 * descent.surrogate[-1]:.2g} %, Adam {100 * adam.surrogate[-1]:.2g} % and Adam projected again "
+    f"{100 * again.surrogate[-1]:.2g} %. "
+    + (
+        f"It rose on {descent.rises}, {adam.rises} and {again.rises} steps."
+        if any((descent.rises, adam.rises, again.rises))
+        else "It rose on no step of any of them."
+    ),
     holds={
-        "Adam leaks": max(paths.adam.leak) > 1e-3,
-        "projecting again holds": max(paths.again.leak) < 1e-4,
-        "plain descent holds": max(paths.descent.leak) < 1e-4,
-        "plain descent never rises": never_rises(paths.descent.surrogate),
+        "Adam leaks": max(adam.leak) > 1e-3,
+        "the two others hold": max(*again.leak, *descent.leak) < 1e-4,
+        "plain descent never rises": descent.rises == 0,
     },
-    facts={"06.adam_leak": 100 * paths.adam.leak[-1]},
+    facts={"06.adam_leak": 100 * adam.leak[-1]},
 )
 
 # %% [markdown]
-# ## Is it heading for the right place? · in depth
+# ## How much of the residual: layer, row, full · in depth
 #
-# On real tasks nobody knows the best merge. In the **laboratory** of lesson 04 one does: tasks are linear
-# regressions, their losses parabolas with known covariances, and the best $M$ with $P(M - S) = 0$ has a closed form,
-# the *projected optimum*. It separates two questions that are easily mixed up.
-#
-# * Does the *algorithm* work? Give it the true losses in place of the surrogate, and it must arrive at the projected
-#   optimum.
-# * Does the *surrogate* lead to about the same place, though it has seen the task vectors only?
-#
-# `full` is a third granularity, which asks for the whole residual to vanish; the next section is about it.
-
-# %%
-from apgd_teach.merging import make_laboratory, projector
-from apgd_teach.merging.descent import descend
-from apgd_teach.merging.objective import Full, objective
-
-laboratory = make_laboratory(n_tasks=3, seed=SEED)
-theirs = laboratory.task_vectors
-begun = Apgd(protect=1 / 6, solver="descent", steps=0).solve(theirs)
-goal = laboratory.projected_optimum(projector(begun.basis), begun.start) - laboratory.initial
-
-moves = laboratory.targets - laboratory.initial
-true_losses = Full(  # its gradient M ΣC − Σ(Wⱼ − θ₀)Cⱼ is the sum of the tasks' own
-    laboratory.covariances.sum(dim=0),
-    (moves @ laboratory.covariances).sum(dim=0),
-    (moves @ laboratory.covariances * moves).sum(),
-)
-followed = {
-    "true losses": true_losses,
-    "row": objective(theirs, "row"),
-    "full": objective(theirs, "full"),
-}
-COUNTS = (0, 3, 10, 30, 100, 300, 1000)
-reached = {
-    name: [descend(quadratic, begun.start, begun.basis, n)[0] for n in COUNTS]
-    for name, quadratic in followed.items()
-}
-
-
-def distance(update):
-    """To the projected optimum, in per cent of the distance from S."""
-    return 100 * float((update - goal).norm() / (begun.start - goal).norm())
-
-
-def closed(update):
-    """Share of the base's total gap that is closed, in per cent; of the true gap, not of an estimate."""
-    return 100 * float(laboratory.gap_closed(laboratory.initial + update))
-
-
-Table(
-    (
-        "steps",
-        *(f"{name}: distance %" for name in followed),
-        *(f"{name}: gap closed %" for name in followed),
-    ),
-    [
-        (
-            n,
-            *(distance(one[i]) for one in reached.values()),
-            *(closed(one[i]) for one in reached.values()),
-        )
-        for i, n in enumerate(COUNTS)
-    ]
-    + [("projected optimum", 0.0, 0.0, 0.0, closed(goal), closed(goal), closed(goal))],
-    caption="In the laboratory: descent inside the constraint, by what it follows",
-    note="Distance to the projected optimum, 100 % at S (0 steps). Gap closed: 0 % at the base, 100 % where "
-    "the gaps add up to zero.",
-)
-
-# %%
-last = {name: one[-1] for name, one in reached.items()}
-
-
-def peak(name):
-    """The most that a surrogate's way closes of the true gap, and after how many steps."""
-    place = max(range(len(COUNTS)), key=lambda i: closed(reached[name][i]))
-    return f"{closed(reached[name][place]):.1f} % after {COUNTS[place]:,} steps"
-
-
-say(
-    f"With the true losses the distance falls to {distance(last['true losses']):.1g} % of what it was: the algorithm "
-    f"arrives. With the surrogates, which know no covariance, it ends at {distance(last['row']):.0f} % (`row`) and "
-    f"{distance(last['full']):.0f} % (`full`). In terms of what matters, the true gap: $S$ closes "
-    f"{closed(begun.start):.0f} % of the base's, the projected optimum {closed(goal):.1f} %, `row` "
-    f"{closed(last['row']):.1f} % and `full` {closed(last['full']):.1f} %. The most that each closes on the way: `row` "
-    f"{peak('row')}, `full` {peak('full')}.",
-    holds={
-        "with the true losses, descent arrives": distance(last["true losses"]) < 1,
-        "no update inside the constraint closes more than the projected optimum": all(
-            closed(one) <= closed(goal) + 1e-6 for one in last.values()
-        ),
-    },
-)
-
-# %% [markdown]
-# Where the way ends and where it was best need not be the same: keep that in mind for the real network below. And the
-# laboratory is built so that task vectors *remember* the covariances, since its experts came by gradient descent from
-# a common base. Lesson 04 has one in which they do not.
-#
-# ## How much of the residual: layer, row, full
-#
-# The residual $R_j = (M - \tau_j)\tau_j^\top$ of a task is a matrix (out, out), and the estimated gap is, up to its
-# sign and a factor, its *trace*, the sum of its diagonal. How much of $R_j$ is driven to zero is a choice, the
-# **granularity**:
+# The residual $R_j$ is a matrix (out, out), and the estimated gap is, up to its sign and a factor, its *trace*, the sum
+# of its diagonal. How much of $R_j$ is driven to zero is a choice, the **granularity**:
 #
 # | granularity | what is made small | numbers per task |
 # |---|---|---|
@@ -514,13 +324,8 @@ say(
 # | `row` | $\lVert\operatorname{diag} R_j\rVert^2$ | out; the paper's |
 # | `full` | $\lVert R_j\rVert^2 / \lVert\tau_j\rVert^2$ | out × out |
 #
-# Column by column $R_j$ says how $M$ differs from $\tau_j$ on the input directions that $\tau_j$ itself used. `full`
-# wants no difference for all of them, in all output units; `layer` wants none on balance. Each bounds the one before
-# it: what `full` brings to zero is zero for the other two as well.
-#
-# Below is $R$ of one task in `conv2.weight`, at $S$ and at the exact solution of each granularity: with nothing
-# protected, where descent may go anywhere, and with the paper's sixth. Bright is far from zero; a point is the mean
-# of $|R|$ over two by two entries, and each choice has a scale of its own.
+# What `full` brings to zero is zero for the other two as well. Below is $|R|$ of one task in `conv2.weight`, at $S$ and
+# at the exact solution of each granularity.
 #
 # > **Predict before you run.** `row` brings the diagonal to zero. What happens to the rest of $R$ meanwhile? And what
 # > does it cost to leave a sixth of the directions alone?
@@ -528,57 +333,101 @@ say(
 # %%
 from apgd_teach.figures import draw_residual, measure_residuals
 
-small = torch.stack([vectors[name]["conv2.weight"].flatten(1) for name in names])
-PROTECTED = {"nothing": 0.0, "1/6 of r": 1 / 6}
-residuals = {
-    held: measure_residuals(small, [titles[name] for name in names], protect=protect, size=48)
-    for held, protect in PROTECTED.items()
-}
-
-
-def draw_kept(task, held):
-    """Looks up what was solved above."""
-    return draw_residual(residuals[held], task=task)
-
-
+titles = [mild.tasks[name].title for name in names]
+FREE, HELD = "nothing", "1/6 of r"
+PROTECT = {FREE: 0.0, HELD: 1 / 6}
+residuals = measure_residuals(
+    torch.stack([vectors[name]["conv2.weight"].flatten(1) for name in names]),
+    titles,
+    protect=PROTECT,
+    size=48,
+)
 panel(
-    draw_kept,
+    lambda task, held: draw_residual(residuals, task=task, held=held),
     title="What M keeps of a task",
-    static=[{"held": held} for held in PROTECTED],
-    task=Slider("task", [titles[name] for name in names]),
-    held=Slider("protected", list(PROTECTED)),
+    static=[{"held": held} for held in PROTECT],
+    task=Slider("task", titles),
+    held=Slider("protected", list(PROTECT)),
 )
 
 # %%
-kept = {
-    held: {
-        label: 100 * mean(by[label].whole for by in one.found.values())
-        for label in ("S", "layer", "row", "full")
-    }
-    for held, one in residuals.items()
-}
-zero = max(100 * by["row"].diagonal for one in residuals.values() for by in one.found.values())
+left, far = residuals.left, residuals.moved[FREE]
 say(
-    f"`row` has what it asks for: at most {zero:.1g} % of any task's diagonal is left. What is left of the *whole* "
-    "residual, as a share of the base's and in the mean over the tasks:\n\n"
-    + "\n".join(
-        f"* {held} protected: " + ", ".join(f"{label} {value:.0f} %" for label, value in by.items())
-        for held, by in kept.items()
-    )
-    + "\n\nWhere a sixth is protected, `row` has made the whole of $R$ "
-    f"{'larger' if kept['1/6 of r']['row'] > kept['1/6 of r']['S'] else 'smaller'} than it was at $S$. The diagonal is "
-    "all that it looks at.",
+    f"Of the whole residual $S$ leaves {left(FREE, 'S'):.0f} % (mean over the tasks). A zero of `row` says little: it "
+    f"leaves {left(FREE, 'row'):.0f} %, with a sixth protected {left(HELD, 'row'):.0f} %, since in the sum over a "
+    f"unit's inputs errors of opposite sign cancel. `full` leaves {left(FREE, 'full'):.0f} % "
+    f"({left(HELD, 'full'):.0f} %): however far its $M$ lies from $S$ ({far['full']:.2g} task vectors, that of `row` "
+    f"{far['row']:.2g}), it differs from $\\tau_j$ mostly along input directions that $\\tau_j$ hardly used, and "
+    "$\\tau_j$, a sum of gradients, is made of task $j$'s inputs.",
     holds={
-        "row brings the diagonal to zero": zero < 1,
-        "protecting costs full something": kept["1/6 of r"]["full"] > kept["nothing"]["full"],
+        "row brings the diagonal to zero": max(left(one, "row", "diagonal") for one in PROTECT) < 1,
+        "full leaves less than row": all(left(one, "full") < left(one, "row") for one in PROTECT),
     },
 )
 
 # %% [markdown]
-# Why does protecting cost anything? The shared directions are those in which many tasks write much, so a good part of
-# every $\tau_j$ lies there, and there $M$ must stay $S$. What a surrogate still wants has to be made up for in the
-# other directions, where the tasks have less to say.
+# Where protecting costs most of what `full` would have gained, the tasks write much of what they write in the shared
+# directions (lesson 05 measures how much), and there $M$ must stay $S$. (Every point of the maps is a mean over a few
+# entries, so a diagonal of zeros cannot be seen on them: the numbers below them count it.)
 #
+# Is that the right place to head for? In the **laboratory** of lesson 04, whose losses are parabolas, the best $M$ with
+# $P(M - S) = 0$ is known, the *projected optimum*:
+
+# %%
+from apgd_teach.figures import measure_arrival
+from apgd_teach.merging import make_laboratory
+
+arrival = measure_arrival(make_laboratory(n_tasks=3, seed=SEED), protect=1 / 6)
+distance, closed = arrival.distance, arrival.closed
+say(
+    "Given the true losses, descent inside the constraint **arrives**: the distance to the projected optimum falls to "
+    f"{distance['true losses'][-1]:.1g} % of what it was. Of the base's gap that closes {arrival.best:.0f} %, $S$ "
+    f"{closed['row'][0]:.0f} %; following `full` one ends at {closed['full'][-1]:.0f} %, following `row` at "
+    f"{closed['row'][-1]:.0f} %{', worse than at the start' if closed['row'][-1] < closed['row'][0] else ''} "
+    "(with three tasks and a constraint; lesson 04's laboratory has two tasks and none). But here task vectors "
+    "remember their inputs; where they do not, `full` fails too (lesson 04, in depth).",
+    holds={"with the true losses, descent arrives": distance["true losses"][-1] < 1},
+)
+
+# %% [markdown]
+# ### All numbers of this section · in depth
+#
+# Of the residual, all tasks together:
+
+# %%
+residuals.table()
+
+# %% [markdown]
+# And of the laboratory, in which where a way ends and where it was best need not be the same:
+
+# %%
+from apgd_teach.figures import draw_arrival, show
+
+show(draw_arrival(arrival))
+
+# %%
+arrival.table()
+
+# %%
+say(
+    "The most that each surrogate closes on its way: "
+    + ", ".join(
+        "`{}` {:.1f} % after {:,} steps".format(name, *arrival.peak(name))
+        for name in ("row", "full")
+    )
+    + ".",
+    holds={
+        "no update inside the constraint closes more than the projected optimum": all(
+            max(one) <= arrival.best + 1e-6 for one in closed.values()
+        )
+    },
+)
+
+# %% [markdown]
+# The laboratory is built so that task vectors *remember* the covariances of the inputs, since its experts came by
+# gradient descent from a common base. Lesson 04 has one in which they do not.
+
+# %% [markdown]
 # ### The exact answer of `full` · in depth
 #
 # Descent is one way to the minimum. `full` has another: a formula. With $w_j = 1/\lVert\tau_j\rVert^2$ its surrogate
@@ -602,6 +451,10 @@ say(
 # descent can be run until it stops:
 
 # %%
+from apgd_teach.merging import projector
+from apgd_teach.merging.descent import descend
+from apgd_teach.merging.objective import objective
+
 draws = torch.Generator().manual_seed(SEED)
 drawn = torch.randn(8, 24, 16, generator=draws, dtype=torch.float64)
 whole = objective(drawn, "full")  # holds G and B
@@ -629,232 +482,148 @@ say(
 # $t = 3$, which is descent for a while, without a loop.
 
 # %% [markdown]
-# ## How many steps? A lower surrogate is not always a better network · in depth
-#
-# Now all layers at once. The same projected descent in every weight matrix (biases are averaged), the same number of
-# steps everywhere, and the whole network is scored on validation images: the gap itself, of which the surrogate is to
-# be the stand-in, and the accuracy.
-#
-# > **Predict before you run.** The surrogate falls with every step. Will the gap?
-
-# %%
-from apgd_teach.figures import draw_steps, measure_steps, show
-
-stops = measure_steps(validation, mild.base, mild.experts)
-show(draw_steps(stops))
-
-# %%
-at = {way: stops.steps[way][stops.best(way)] for way in stops.steps}
-
-
-def course_of(way):
-    """Where the measured gap was smallest, and whether it rose again."""
-    gaps, steps, best = stops.gaps[way], stops.steps[way], stops.best(way)
-    if best == 0:
-        return f"every number of steps looked at has a larger gap than $S$ ({gaps[-1]:.3f} nats after {steps[-1]:,})"
-    if best == len(gaps) - 1:
-        return f"the gap is smallest at the last step looked at, {steps[best]:,} ({gaps[best]:.3f} nats)"
-    return (
-        f"the gap is smallest after {steps[best]:,} steps ({gaps[best]:.3f} nats) and larger again after "
-        f"{steps[-1]:,} ({gaps[-1]:.3f})"
-    )
-
-
-say(
-    f"At $S$ the mean gap is {stops.gaps['row, 1/6 protected'][0]:.3f} nats, at the base {stops.base_gap:.3f}. On "
-    "these validation images:\n\n"
-    + "\n".join(f"* *{way}*: {course_of(way)}." for way in stops.steps)
-    + "\n\nThe surrogate fell all the time.",
-    holds={
-        "the surrogate falls with every step": all(
-            never_rises(one) for one in stops.surrogate.values()
-        ),
-    },
-)
-
-# %% [markdown]
-# The surrogate is what descent sees, the gap is what users feel. Where the two part, more descent is worse, and the
-# surrogate does not say so: here validation images chose the number of steps. Without any data one has to settle it
-# beforehand, which is what the defaults of a method are.
-#
 # ## The whole method in one call · short route
 #
-# `merge(base, experts, "apgd")` does all of the above for every layer: coefficients, subspace, $\Delta$, update. Its
-# defaults are not the paper's. They are those that did best on validation images of pools like this one
-# (`benchmarks/settings.md`, which also shows where they lose): granularity `full` (the whole of $R_j$ is to vanish,
-# and not its diagonal only), with a flatter weight of each task's directions (`power=1.5`), solved at once by a
-# filter that stands for stopping early, **nothing protected**, and the singular values of $M$ drawn three quarters of
-# the way to their mean (`flatten=0.75`), so that no direction of $M$ is much longer than the others. Beside it:
+# `merge(base, experts, "apgd")` goes through all layers; but its defaults are *not* the loop above. They keep the idea,
+# residuals made small, and did best on validation images of pools like this one (`benchmarks/settings.md`, which also
+# shows where they lose): granularity `full` (the whole of $R_j$ is to vanish, not its diagonal only), in which a strong
+# singular direction of a task counts somewhat less than in $\lVert R_j\rVert^2$ (lesson 07, in depth); solved directly,
+# imitating descent that stops early; **nothing protected**; and the singular values of $M$ drawn three quarters of the
+# way to their mean: a few directions, those that several tasks have in common, may otherwise make most of $M$. Beside
+# it, on mild and on *hot* experts (lesson 02):
 #
-# * *descent, 1/6 protected*: this lesson's own, `full`, stopped where validation images of the mild experts said (the
-#   hot ones take the same number of steps), and *descent, free*, the same with nothing protected;
-# * *the paper*: `row`, a sixth protected, and a **trim** at the end: of each expert only the 30 % largest $|\tau_i|$
-#   in the whole network are kept, and $\tau_i + \Delta$ is set to zero elsewhere;
-# * *as published*: what the paper's public code computes, to the letter, with Adam, its constants and its trim.
-#
-# All of them on mild and on *hot* experts, those of lesson 02 that were fine-tuned with a large learning rate.
+# * *apgd, not flattened*: the same without that last piece;
+# * *S*: the start, without any descent;
+# * *descent, 1/6 protected*: from there, on `full`, stopped where validation images of the mild experts said; *descent,
+#   free*: with nothing protected;
+# * *the paper*: `row`, a sixth protected, and a **trim**: of each expert only the 30 % largest $|\tau_i|$ in the whole
+#   network are kept, and $\tau_i + \Delta$ is set to zero elsewhere;
+# * *the published code*: what the paper's public code computes, with Adam, its constants and its trim.
 #
 # > **Predict before you run.** Which of them beat the average of the mild experts? And which that of the hot ones?
 
 # %%
-import time
+from apgd_teach.figures import descended, measure_steps, timed_merges
+from apgd_teach.merging import Apgd, TaskAware
 
-hot = pool_of("hot")
 CALLS = {
-    "average": ("average", {}),
-    "apgd (default)": ("apgd", {}),
-    "the paper": ("apgd", {**ROW, "trim": 0.3}),
-    "as published": ("apgd_published", {}),
+    "average": "average",
+    "apgd (default)": "apgd",
+    "apgd, not flattened": Apgd(flatten=0.0),
+    "the paper": Apgd(granularity="row", protect=1 / 6, trim=0.3, flatten=0.0),
+    "the published code": "apgd_published",
 }
-pools = {"mild": mild, "hot": hot}
+OURS, FREELY = "descent, 1/6 protected", "descent, free"
+WALKED = {OURS: "full, 1/6 protected", FREELY: "full, nothing protected"}
+START = "S"
+pools = {"mild": mild, "hot": pool_of(regime="hot")}
+stops = measure_steps(validation, mild.base, mild.experts)
 merged, seconds = {}, {}
 for regime, pool in pools.items():
-    merged[regime] = {}
-    for label, (method, settings) in CALLS.items():
-        begin = time.perf_counter()
-        merged[regime][label] = merge(pool.base, pool.experts, method, **settings)
-        seconds[regime, label] = time.perf_counter() - begin
+    merged[regime], seconds[regime] = timed_merges(pool.base, pool.experts, CALLS)
+as_many = {way: stops.chosen[way] for way in WALKED.values()}
+walked = {}
+for regime, pool in pools.items():
+    ends = stops.networks if regime == "mild" else descended(pool.base, pool.experts, as_many)
+    walked[regime] = {START: merge(pool.base, pool.experts, TaskAware(1 / T))}
+    walked[regime] |= {label: ends[way] for label, way in WALKED.items()}
 
 # %%
 from dataclasses import replace
 
-from apgd_teach.figures import draw_methods
-from apgd_teach.figures.steps import WAYS
-
-WALKED = {
-    "descent, 1/6 protected": "full, 1/6 protected",
-    "descent, free": "full, nothing protected",
-}
-# The number of steps was chosen on validation images of the mild experts; the hot ones take the same.
-hot_ways = measure_steps(
-    Evaluator(hot, images=profile.plane_images, split="validation"),
-    hot.base,
-    hot.experts,
-    ways={way: replace(WAYS[way], steps=(max(1, at[way]),)) for way in WALKED.values()},
-)
-for label, way in WALKED.items():
-    merged["mild"][label] = stops.states[way][stops.best(way)]
-    merged["hot"][label] = hot_ways.states[way][-1 if at[way] else 0]
+from apgd_teach.figures import draw_methods, outcome_table
 
 results = {}
 for regime, pool in pools.items():
-    result = compare(pool, merged[regime], images=profile.test_images)
+    result = compare(pool, {**merged[regime], **walked[regime]}, images=profile.test_images)
     # Labelled images of the validation split chose the number of steps.
-    used = {**result.data_used, **dict.fromkeys(WALKED, "labelled")}
+    used = {**result.data_used, START: "none", **dict.fromkeys(WALKED, "labelled")}
     results[regime] = replace(result, data_used=used)
-
-
-def draw_results(experts):
-    """Looks up what was scored."""
-    return draw_methods(results[experts])
-
-
 panel(
-    draw_results,
+    lambda experts: draw_methods(results[experts]),
     title="The methods beside each other",
     static=[{"experts": "mild"}, {"experts": "hot"}],
     experts=Slider("experts", list(results)),
 )
 
 # %%
-results["mild"].summary()
-
-# %%
-results["hot"].summary()
+outcome_table(results)
 
 # %% [markdown]
-# The gap in nats, and how much of what averaging leaves is closed: one minus the gap over the average's gap, both in
-# the mean over the tasks. 0 % is no better than the average, 100 % as good as every task's own expert, below zero
-# worse than the average.
+# ## How many steps? A lower surrogate is not always a better network · in depth
+#
+# The numbers of steps above were chosen here: projected descent in every weight matrix (biases are averaged), the same
+# number of steps everywhere, and the whole network scored on validation images: the gap itself, of which the surrogate
+# is to be the stand-in, and the accuracy.
+#
+# > **Predict before you run.** The surrogate falls with every step. Will the gap?
 
 # %%
-gap = {
-    regime: {label: mean(result.gap(label).values()) for label in ("base", *result.merged)}
-    for regime, result in results.items()
-}
-share = {
-    regime: {label: 100 * (1 - one / by["average"]) for label, one in by.items()}
-    for regime, by in gap.items()
-}
-Table(
-    ("network", "mild: mean gap", "closed %", "hot: mean gap", "closed %"),
-    [
-        (
-            label,
-            *(f"{gap['mild'][label]:.3f}", share["mild"][label]),
-            *(f"{gap['hot'][label]:.3f}", share["hot"][label]),
-        )
-        for label in gap["mild"]
-    ],
-    caption="Mean gap on test images (nats), and the share of the average's that is closed",
-    digits=0,
-)
+from apgd_teach.figures import draw_steps
 
-# %% [markdown]
-# Was the constraint kept? Every audit states two leaks $\lVert P(M-S)\rVert / \lVert PS\rVert$: of the $M$ that was
-# solved, and of the one that was merged. Trimming comes after the constraint and knows nothing of it. And the step
-# $\lVert M\rVert / \lVert\theta_0\rVert$: the estimate of the gaps was first order, made for short ones.
-
+show(draw_steps(stops))
 
 # %%
-def worst_fact(regime, label, fact):
-    """The largest of a fact over the layers, in per cent."""
-    return 100 * max(
-        row.facts[fact] for row in merged[regime][label].audit.rows if fact in row.facts
-    )
-
-
-def longest(regime, label):
-    """The longest step of any merged weight, in per cent of the base's norm."""
-    rows = merged[regime][label].audit.rows
-    return 100 * max(row.relative_step for row in rows if row.policy == "merge")
-
-
-solvers = [label for label in CALLS if label != "average"]
-Table(
-    ("experts", "method", "leak as solved %", "leak as merged %", "longest step %"),
-    [
-        (
-            regime,
-            label,
-            worst_fact(regime, label, "leak"),
-            worst_fact(regime, label, "leak_merged"),
-            longest(regime, label),
-        )
-        for regime in pools
-        for label in solvers
-    ],
-    caption="The constraint and the step; the largest of the layers",
-    note="The default protects nothing, so nothing can leak there.",
-)
-
-# %%
-trim_leak = worst_fact("mild", "the paper", "leak_merged")
 say(
-    f"With the exact solver the paper's constraint holds ({worst_fact('mild', 'the paper', 'leak'):.1g} % leak in the "
-    f"worst layer of the mild experts), and the trim breaks it ({trim_leak:.0f} %). As published, Adam has let "
-    f"{worst_fact('mild', 'as published', 'leak'):.0f} % through before the trim came. So the constraint is a property "
-    "of the $M$ that was solved, not of the network that is handed over.",
+    f"At $S$ the mean gap is {stops.gaps['row, 1/6 protected'][0]:.3f} nats, at the base {stops.base_gap:.3f}. On "
+    "these validation images:\n\n"
+    + "\n".join(f"* *{way}*: {stops.course(way)}." for way in stops.steps)
+    + "\n\nThe surrogate fell all the time.",
     holds={
-        "the solved M keeps the constraint": worst_fact("mild", "the paper", "leak") < 0.1,
-        "the trim breaks the constraint": trim_leak > 1,
+        "the surrogate falls with every step": all(
+            list(one) == sorted(one, reverse=True) for one in stops.surrogate.values()
+        ),
     },
-    facts={"06.trim_leak": trim_leak},
 )
 
 # %% [markdown]
-# ## What it costs · in depth
+# The surrogate is what descent sees, the gap and the accuracy are what users feel, and these two need not agree either
+# (lesson 02): compare the two panels of the picture at the same step. (`row` is walked for a hundred steps, one by one;
+# of `full` any number of steps can be computed at once.) Where surrogate and gap part, more descent is worse, and the
+# surrogate does not say so: validation images chose the number of steps. Without any data one has to settle it
+# beforehand, which is what the defaults of a method are.
+
+# %% [markdown]
+# ## Was the constraint kept? · in depth
+#
+# Every audit states two leaks $\lVert P(M-S)\rVert / \lVert PS\rVert$: of the $M$ that was
+# solved, and of the one that was merged, after the trim. And the step $\lVert M\rVert / \lVert\theta_0\rVert$: the
+# estimate of the gaps was made for short ones.
+
+# %%
+from apgd_teach.figures import constraint_table
+
+constraint_table(merged)
+
+# %%
+from apgd_teach.figures import largest_fact
+
+paper, published = (merged["mild"][label].audit for label in ("the paper", "the published code"))
+solved, trimmed = (largest_fact(paper, fact) for fact in ("leak", "leak_merged"))
+say(
+    f"Solved exactly, the paper's constraint holds ({solved:.1g} % leak in the worst layer of the mild experts), and "
+    f"the trim breaks it ({trimmed:.0f} %). In the published code Adam has let {largest_fact(published, 'leak'):.0f} "
+    "% through before the trim came. The constraint is a property of the $M$ that was solved, not of the network "
+    "handed over.",
+    holds={
+        "the solved M keeps the constraint": solved < 0.1,
+        "the trim breaks the constraint": trimmed > 1,
+    },
+    facts={"06.trim_leak": trimmed},
+)
+
+# %% [markdown]
+# ## What it costs, and the base beside it · in depth
 #
 # To whoever runs the merged network: nothing that the base did not cost. Same tensors, same shapes, no head more. To
 # whoever merges: one solution per layer, once.
 
 # %%
-numbers = {
-    label: sum(tensor.numel() for tensor in (one if label in WALKED else one.state_dict).values())
+base_numbers = sum(tensor.numel() for tensor in mild.base.values())
+extra = {
+    label: sum(tensor.numel() for tensor in one.state_dict.values()) - base_numbers
     for label, one in merged["mild"].items()
 }
-base_numbers = sum(tensor.numel() for tensor in mild.base.values())
-extra = {label: count - base_numbers for label, count in numbers.items()}
 say(
     f"The base has {base_numbers:,} parameters. Extra parameters: "
     + ", ".join(f"{label} {count}" for label, count in extra.items())
@@ -865,17 +634,24 @@ say(
 # %% tags=["machine"]
 Table(
     ("method", "seconds, mild", "seconds, hot"),
-    [(label, seconds["mild", label], seconds["hot", label]) for label in CALLS],
+    [(label, *(by[label] for by in seconds.values())) for label in CALLS],
     caption="Seconds for one merge of eight experts on this machine",
 )
 
 # %% [markdown]
+# And what each recovers of the way from the base to the experts, with the task on which it is worst:
+
+# %%
+results["mild"].summary()
+
+# %%
+results["hot"].summary()
+
+# %% [markdown]
 # ## Two files of your own · short route
 #
-# A checkpoint is usually a file. Merging files needs neither the network's class nor room for all of them: one layer
-# at a time is in memory, and the output appears when it is whole or not at all. Here a base and two experts are
-# written into a temporary folder, as `safetensors`, the format of most public checkpoints. First the **pre-flight
-# check**, which reads the headers only and says what would stop the merge; then the merge.
+# Merging files needs neither the network's class nor room for all of them: one layer at a time is in memory. First the
+# **pre-flight check**, which reads the headers only and says what would stop the merge; then the merge.
 
 # %%
 from pathlib import Path
@@ -885,58 +661,43 @@ from apgd_teach.merging import merge_files, preflight_files
 from safetensors.torch import load_file, save_file
 
 PAIR = ("digits-upright", "fashion-upright")
+# One more, from which the last layer is missing.
+broken = {key: one for key, one in mild.experts[PAIR[0]].items() if key != "linear.weight"}
+tensors = {"base": mild.base, "broken": broken, **{name: mild.experts[name] for name in PAIR}}
 with TemporaryDirectory() as folder:
-    here = Path(folder)
-    save_file(mild.base, here / "base.safetensors")
-    paths_of = {name: here / f"{name}.safetensors" for name in PAIR}
-    for name, path in paths_of.items():
-        save_file(mild.experts[name], path)
-    # One more, from which the last layer is missing.
-    broken = {key: one for key, one in mild.experts[PAIR[0]].items() if key != "linear.weight"}
-    save_file(broken, here / "broken.safetensors")
+    files = {name: Path(folder) / f"{name}.safetensors" for name in (*tensors, "merged")}
+    for name, one in tensors.items():
+        save_file(one, files[name])
+    pair = {name: files[name] for name in PAIR}
+    refused = preflight_files(files["base"], {"broken": files["broken"]})
+    print(f"the pair: {preflight_files(files['base'], pair).verdict}")
+    audit = merge_files(files["base"], pair, files["merged"], "apgd", progress=False)
+    from_file = load_file(files["merged"])
 
-    refused = preflight_files(here / "base.safetensors", {"broken": here / "broken.safetensors"})
-    report = preflight_files(here / "base.safetensors", paths_of)
-    audit = merge_files(
-        here / "base.safetensors", paths_of, here / "merged.safetensors", "apgd", progress=False
-    )
-    from_file = load_file(here / "merged.safetensors")
-
-assert not here.exists()
-print(f"the pair: {report.verdict}")
 refused.table()
 
 # %% [markdown]
-# The broken file would have been refused, with what to do about it. The two others were merged, and the audit says
-# what was done to each tensor.
+# The broken file would have been refused. The two others were merged, and this was done to each tensor:
 
 # %%
 audit.table()
 
-# %% [markdown]
-# `audit.details()` has more on each layer, `audit.policies()` says why a tensor was merged, averaged or kept, and
-# `audit.to_json()` is the record to keep beside the file. Is the merged file any good?
-
 # %%
+two = mild.only(PAIR)
 of_two = compare(
-    mild.only(list(PAIR)),
-    {
-        "average of two": merge(mild.base, {name: mild.experts[name] for name in PAIR}, "average"),
-        "merged file": from_file,
-    },
+    two,
+    {"average": merge(two.base, two.experts, "average"), "merged file": from_file},
     images=profile.test_images,
 )
-beside = of_two.against("merged file", "average of two")
+beside = of_two.against("merged file", "average")
 say(
-    f"On the two tasks the base has a mean accuracy of {of_two.average('base'):.1f} %, the experts "
-    f"{of_two.average('experts'):.1f} %, the average of the two {of_two.average('average of two'):.1f} % and the "
-    f"merged file {of_two.average('merged file'):.1f} %. Against the average that is {beside} points: "
-    f"{beside.verdict}.",
-    holds={"the merged file has the base's tensors": set(from_file) == set(mild.base)},
+    f"On the two tasks the base is right in {of_two.average('base'):.1f} %, the experts in "
+    f"{of_two.average('experts'):.1f} % and the merged file in {of_two.average('merged file'):.1f} %: against the "
+    f"average of the two {beside} points, {beside.verdict}.",
 )
 
 # %% [markdown]
-# For your own, put your paths in. They must have been fine-tuned from that very base, or lesson 02's control applies:
+# For your own files, all fine-tuned from that very base (lesson 02's control):
 #
 # ```python
 # from apgd_teach.merging import merge_files, preflight_files
@@ -947,155 +708,96 @@ say(
 # print(audit.table())
 # ```
 #
-# What lies at `merged.safetensors` already is replaced; base and experts are never changed. A folder with a sharded
-# Hugging Face model is a path as well. Task heads stay outside: leave them out of the files, or add
-# `policy={"head.*": "keep"}` with your own name in place of `head`. A `.pt` file has to be rewritten first:
-# `save_file(torch.load("a.pt", weights_only=True), "a.safetensors")`. Then read, in this order: the warnings below
-# the audit's table, the column $\lVert M\rVert/\lVert\theta_0\rVert$ (a long step is a bad sign and a short one no
-# promise), and last what no audit can tell: measure the merged network on a few labelled examples of every task
-# before anybody uses it.
-#
-# ## What this run showed
+# Task heads stay outside: leave them out of the files, or add `policy={"head.*": "keep"}`. A `.pt` file has to be
+# rewritten first: `save_file(torch.load("a.pt", weights_only=True), "a.safetensors")`. Read the warnings below the
+# audit's table and its last column (a long step is a bad sign, a short one no promise), and measure the merged network
+# on a few labelled examples of every task.
+
+# %% [markdown]
+# ## What this run showed · short route
 
 # %%
-LABELS = [label for label in results["mild"].merged if label != "average"]
+from apgd_teach.figures import gap_closed
 
-
-def closed_by(result, label):
-    """Share of the average's mean gap that is closed (%), and half its 95 % interval over test images."""
-    theirs, own = result.merged[label], result.merged["average"]
-    less = torch.stack([own[task].losses - theirs[task].losses for task in own]).mean(dim=0)
-    # A picture counts once, in however many tasks it is shown.
-    unit = 100 / mean(result.gap("average").values())
-    return float(less.mean()) * unit, 1.96 * float(less.std()) / len(less) ** 0.5 * unit
-
-
-shares = {
-    regime: {label: closed_by(result, label) for label in LABELS}
-    for regime, result in results.items()
+NAMED = {
+    "base": "the base: no merge at all",
+    START: "S, from which descent starts",
+    OURS: "descent on `full`, a sixth protected",
+    FREELY: "descent on `full`, nothing protected",
+    "apgd (default)": "the default, which looks at no image",
 }
-against = {
-    regime: {label: result.against(label, "average") for label in LABELS}
-    for regime, result in results.items()
+share = {
+    label: {regime: gap_closed(result, label) for regime, result in results.items()}
+    for label in NAMED
 }
-
-
-def with_margin(value, margin):
-    """A share and half its interval, with a minus that is one."""
-    return f"{value:.0f} ± {margin:.0f}".replace("-", "−")
-
-
 Table(
-    (
-        "experts",
-        "method",
-        "gap closed %",
-        "accuracy",
-        "verdict",
-        "worst task %",
-        "worst task of the average %",
-    ),
+    ("network", *(f"{one}: {what}" for one in results for what in ("gap closed %", "accuracy"))),
     [
         (
-            regime,
-            label,
-            with_margin(*shares[regime][label]),
-            str(against[regime][label]),
-            against[regime][label].verdict,
-            result.worst(label)[1],
-            result.worst("average")[1],
+            name,
+            *(
+                cell
+                for regime, result in results.items()
+                for cell in (str(share[label][regime]), result.against(label, "average").told)
+            ),
         )
-        for regime, result in results.items()
-        for label in LABELS
+        for label, name in NAMED.items()
     ],
-    caption="Beside the average of the same experts, on test images",
-    note="Gap closed: of the mean gap that averaging leaves. Accuracy: points more than the average. The intervals "
-    "(95 %) are over test images; the training seed is lesson 07's.",
+    caption="Against the average of the same experts",
+    note="Gap closed: of the mean gap (nats) that the average leaves. Accuracy: points more than the average has. "
+    "Intervals: 95 %, over test images.",
 )
 
 # %%
-OURS = "descent, 1/6 protected"
-shown = [regime for regime in results if shares[regime][OURS][0] > shares[regime][OURS][1]]
-verdict = "not shown in this run"
-if shown:
-    verdict = "shown" if len(shown) == 2 else f"shown for {shown[0]} experts only"
-price = {regime: result.against(OURS, "descent, free") for regime, result in results.items()}
-lost = [
-    f"{label} ({regime})"
-    for regime in results
-    for label in LABELS
-    if against[regime][label].verdict == "worse"
-]
-below = [
-    regime
-    for regime in results
-    if gap[regime]["base"] < min(gap[regime][label] for label in LABELS)
-]
+shown = [regime for regime, one in share[OURS].items() if one.shown]
+accuracy = {regime: result.against(OURS, "average").told for regime, result in results.items()}
+
+
+def beside(label):
+    """What one network closes, by the kind of experts."""
+    return " and ".join(f"{one} % ({regime})" for regime, one in share[label].items())
+
+
 say(
-    f"**Descent on Δ inside the constraint closes part of the gap that averaging leaves: {verdict}.** This is descent "
-    "on `full`, stopped at a step that validation images (with labels) chose; on `row`, which you wrote by hand, it is "
-    "another matter (*how many steps*), and so are points of accuracy (the table). With a sixth "
-    f"protected it closes {with_margin(*shares['mild'][OURS])} % of it for the mild experts and "
-    f"{with_margin(*shares['hot'][OURS])} % for the hot ones; with nothing protected "
-    f"{with_margin(*shares['mild']['descent, free'])} % and {with_margin(*shares['hot']['descent, free'])} %. The "
-    f"default closes {with_margin(*shares['mild']['apgd (default)'])} % and "
-    f"{with_margin(*shares['hot']['apgd (default)'])} %, with no image in the merge (its constants were chosen on "
-    "validation images of pools like these).\n\n"
-    "**Protecting a sixth**, beside protecting nothing, is in accuracy "
-    + " and ".join(
-        f"{one} points for {regime} experts ({one.verdict})" for regime, one in price.items()
-    )
-    + ".\n\n"
-    f"**Worse than the average** in accuracy, by the interval: {', '.join(lost) or 'none'}."
-    + (
-        f"\n\n**The base** has a smaller mean gap than every one of these merges of {' and of '.join(below)} experts: "
-        "there, not to merge at all is the better choice."
-        if below
-        else "\n\n**The base** has a larger mean gap than the best of these merges, of mild and of hot experts."
-    ),
-    facts={
-        "06.mild.closed.descent": shares["mild"][OURS][0],
-        "06.hot.closed.descent": shares["hot"][OURS][0],
-        "06.mild.closed.default": shares["mild"]["apgd (default)"][0],
-        "06.hot.closed.default": shares["hot"]["apgd (default)"][0],
-    },
+    "**Descent on Δ inside the constraint closes part of the gap that averaging leaves: "
+    + (f"shown for {' and '.join(shown)} experts" if shown else "not shown in this run")
+    + ".** This is descent on `full`, stopped at a step that validation images (with labels) chose: it closes "
+    + beside(OURS)
+    + ". In accuracy that is "
+    + " and ".join(f"{told} ({regime})" for regime, told in accuracy.items())
+    + f". For comparison: with nothing protected descent closes {beside(FREELY)}, and the base, which is not to merge "
+    f"at all, {beside('base')}.\n\n**On `row`, which your loop minimised,** {stops.course('row, 1/6 protected')}, "
+    f"where $S$ has {stops.gaps['row, 1/6 protected'][0]:.3f}, in validation images of the mild experts.",
+    facts={f"06.{regime}.closed.descent": one.share for regime, one in share[OURS].items()},
 )
 
 # %% [markdown]
-# A gap closed in nats and a gain in accuracy are two things; lesson 02 met both ways of their parting. Where a method
-# is worse than the average, these are the places to look: a surrogate that watches the diagonal only, while the rest
-# of the residual grows (*layer, row, full*); one that was followed further than it is good for (*how many steps*); a
-# trim that cuts the solution up after it was found; a long step, where an estimate made for short ones says little;
-# or, as published, constants made for other networks.
-#
-# When should this not be trusted? When the audit warns of long steps, when experts went far (compare mild with hot),
-# and whenever nobody has measured the merged network on its tasks. The surrogate falls by construction, and so it
-# warns of nothing.
-#
+# The surrogate falls by construction, so it cannot warn: neither of too long a descent, nor of a trim, nor of a long
+# step.
+
+# %% [markdown]
 # ## Recap
 #
-# * The merged update is $M = S + \Lambda\Delta$: a weighted sum of the task vectors, and a correction shared by all
-#   tasks.
-# * $\Delta$ comes from descent on a surrogate of the gaps that needs task vectors only. Each step is projected onto
-#   the orthogonal complement of what the tasks share, so that $P(M - S) = 0$ holds all the way.
-# * With the step $1/L$ the surrogate never rises. Adam comes without that promise, and it leaks unless it is
-#   projected again after every step. A trim leaks too.
-# * `layer`, `row` and `full` ask for more and more of the residual to vanish; `full` has its answer in closed form,
-#   and to stop early there is a filter on eigenvalues.
-# * The surrogate is not the gap. What is worth having of it was measured, and a merge is not finished before that.
+# * $M = S + \Lambda\Delta$: a weighted sum of the task vectors, and a correction shared by all tasks.
+# * $\Delta$ comes from descent on a surrogate of the gaps; each step is projected onto the complement of what the tasks
+#   share, so $P(M - S) = 0$ holds.
+# * With the step $1/L$ the surrogate never rises. Adam leaks unless projected again.
+# * `layer`, `row`, `full`: more and more of the residual is to vanish.
+# * The surrogate is not the gap: measure that.
 #
-# ## Try it
+# **Next:** [07 · An honest comparison](07_honest_comparison.ipynb).
+
+# %% [markdown]
+# ## Try it · in depth
 #
 # 1. Protect nothing in the loop, `U = U[:, :0]`, and then half of all directions, `U = shared_basis(tau, out // 2)`.
 #    How much of $Q$ is left after fifty steps in each case? (With nothing protected, `leak` divides zero by zero.)
-# 2. Take three times the step, `3 / L`, in the loop. The cell's assertion tells you what happens. And `1.9 / L`? Look
+# 2. Take three times the step, `3 / L`, in the loop. The assertion tells you what happens. And `1.9 / L`? Look
 #    at the inequality of step 6: up to which $\alpha$ does it promise that $Q$ does not rise?
-# 3. `measure_steps(validation, hot.base, hot.experts)` and `draw_steps`: where is the smallest gap for hot experts?
-#    Is it where it was for mild ones?
+# 3. `measure_steps(validation, hot.base, hot.experts)` with `hot = pools["hot"]` and an `Evaluator` of its own:
+#    where does `draw_steps` show the smallest gap for hot experts? Is it where it was for mild ones?
 # 4. Ask the method for soft protection, `merge(mild.base, mild.experts, "apgd", protect="auto", flatten=0.5)`, and
 #    compare it on validation images (`compare(…, split="validation")`). Why not on test images?
-#
-# **Next:** [07 · An honest comparison](07_honest_comparison.ipynb).
 #
 # *References.* The method: Wei et al., "Modeling Multi-Task Model Merging as Adaptive Projective Gradient Descent",
 # ICML 2025, [arXiv 2501.01230](https://arxiv.org/abs/2501.01230). `full` with nothing protected: Cheng et al.,

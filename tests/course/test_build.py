@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from apgd_teach.course import build as building
-from apgd_teach.course.build import build, build_notebooks, check_built, compare, with_values
+from apgd_teach.course.build import build, build_notebooks, check_built, compare, retell, with_values
 from apgd_teach.course.sources import notebook_text, read_notebook
 from apgd_teach.errors import CourseError
 from apgd_teach.files import write_atomically
@@ -44,6 +44,29 @@ def change(path, how):
 
 def test_a_built_notebook_is_what_is_published(built):
     assert check_built(*built) == []
+
+
+def test_a_corrected_sentence_needs_no_run(built):
+    ipynb, source = built
+    before = read_notebook(ipynb)
+    text = source.read_text(encoding="utf-8")
+    source.write_text(text.replace("# %% [markdown]\n# ", "# %% [markdown]\n# Better: ", 1), encoding="utf-8")
+    assert check_built(ipynb, source) != []
+    retell(source, ipynb)
+    assert check_built(ipynb, source) == []
+    after = read_notebook(ipynb)
+    assert "Better: " in after.cells[0].source
+    outputs = [[cell.outputs for cell in one.cells if cell.cell_type == "code"] for one in (before, after)]
+    assert outputs[0] == outputs[1]
+
+
+def test_changed_code_needs_one(built):
+    ipynb, source = built
+    before = ipynb.read_bytes()
+    source.write_text(source.read_text(encoding="utf-8") + "\n# %%\n1 + 1\n", encoding="utf-8")
+    with pytest.raises(CourseError, match=r"the code of good\.py is not what good\.ipynb has run; build it again"):
+        retell(source, ipynb)
+    assert ipynb.read_bytes() == before
 
 
 def test_a_built_notebook_holds_nothing_of_when_and_where_it_ran(built):

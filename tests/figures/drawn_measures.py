@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Sequence
 from dataclasses import replace
-from statistics import mean, stdev
 
 import torch
 
@@ -15,6 +13,7 @@ from apgd_teach.evaluate import Comparison, Difference, Score
 from apgd_teach.experts import Pool
 from apgd_teach.figures.gaps import Along, Estimates, draw_along, draw_estimate, draw_heat, measure_heat
 from apgd_teach.figures.interference import (
+    ALL,
     Interference,
     PairCosts,
     draw_interference,
@@ -22,11 +21,12 @@ from apgd_teach.figures.interference import (
     pairwise_interference,
 )
 from apgd_teach.figures.mistakes import Mistakes, draw_confusion, draw_examples
-from apgd_teach.figures.seeds import OverSeeds, draw_over_seeds, over_seeds
+from apgd_teach.figures.seeds import draw_over_seeds
 from apgd_teach.figures.style import png
 from apgd_teach.figures.sweeps import Sweep, draw_methods, draw_sweep, draw_tradeoff
 from apgd_teach.models import make_encoder
 from apgd_teach.training import recipe
+from apgd_teach.trials import Trials
 
 TITLES = {name: task.title for name, task in TASKS.items()}
 NAMES = list(TITLES)
@@ -83,7 +83,14 @@ def swept() -> Sweep:
         for i, name in enumerate(NAMES)
     }
     return Sweep(
-        coefficients, accuracies, against, dict.fromkeys(NAMES, 81.0), dict.fromkeys(NAMES, 90.0), dict(TITLES), gaps
+        coefficients,
+        accuracies,
+        against,
+        dict.fromkeys(NAMES, 81.0),
+        dict.fromkeys(NAMES, 90.0),
+        dict(TITLES),
+        gaps,
+        length=2.0,
     )
 
 
@@ -101,16 +108,8 @@ def comparison(merges: tuple[str, ...] = ("average", "ties", "adamerging", "apgd
     return Comparison(TITLES, scores(0.7), scores(0.97), merged, used, "bundled tier")
 
 
-def compared_over_seeds() -> dict[int, Comparison]:
-    return {0: comparison(), 10: comparison(images=180), 20: comparison(images=160)}
-
-
-def held_over_seeds() -> OverSeeds:
-    def interval(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
-        differences = [a - b for a, b in zip(one, other, strict=True)]
-        return mean(differences), 4.30 * stdev(differences) / len(differences) ** 0.5
-
-    return over_seeds(compared_over_seeds(), "average", interval)
+def tried_over_seeds() -> Trials:
+    return Trials({0: comparison(), 10: comparison(images=180), 20: comparison(images=160)})
 
 
 def interfering() -> Interference:
@@ -129,8 +128,10 @@ def pair_costs(count: int = 8) -> PairCosts:
             "conflict": conflict,
             "overlap": tuple(20.0 + i % 5 for i in range(len(pairs))),
         },
+        lengths=tuple(1.0 + i % 7 for i in range(len(pairs))),
         gaps=tuple(0.05 + one / 100 + 0.01 * (i % 3) for i, one in enumerate(conflict)),
         lost=tuple(one / 10 for one in conflict),
+        tier="bundled tier, test split",
     )
 
 
@@ -181,11 +182,12 @@ DRAWN_MEASURES = {
     "methods": lambda: draw_methods(comparison()),
     "methods on one task": lambda: draw_methods(comparison(), task=NAMES[-1]),
     "twelve methods": lambda: draw_methods(comparison(LONG)),
-    "over seeds": lambda: draw_over_seeds(held_over_seeds()),
-    "over seeds, titled": lambda: draw_over_seeds(held_over_seeds(), title="The hot experts, against the average"),
+    "over seeds": lambda: draw_over_seeds(tried_over_seeds()),
+    "over seeds, titled": lambda: draw_over_seeds(tried_over_seeds(), title="The hot experts, against the average"),
     "cosines": lambda: draw_interference(interfering(), layer="layer1.weight", titles=TITLES),
     "conflict": lambda: draw_interference(interfering(), layer="conv.weight", measure="conflict", titles=TITLES),
     "overlap": lambda: draw_interference(interfering(), layer="layer1.weight", measure="overlap", titles=TITLES),
+    "overlap of all layers": lambda: draw_interference(interfering(), layer=ALL, measure="overlap", titles=TITLES),
     "interference of two": lambda: draw_interference(pairwise_interference(vectors(2)), layer="conv.weight"),
     "estimate": lambda: draw_estimate(estimates(gradients=False), label="average"),
     "estimate with gradients": lambda: draw_estimate(estimates(), label="task arithmetic"),

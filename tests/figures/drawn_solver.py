@@ -10,6 +10,7 @@ from torch import Tensor
 
 from apgd_teach.data import TASKS
 from apgd_teach.evaluate import Score, Scores
+from apgd_teach.figures.arrival import Arrival, draw_arrival, measure_arrival
 from apgd_teach.figures.descent import DescentPaths, draw_descent, measure_descent
 from apgd_teach.figures.laboratory import (
     SETTINGS,
@@ -98,8 +99,13 @@ def paths(granularity: str = "row", protect: float = 1 / 6, scored: bool = False
 
 
 @cache
+def arrival() -> Arrival:
+    return measure_arrival(make_laboratory(n_tasks=3))
+
+
+@cache
 def residuals(size: int = 64, protect: float = 0.0) -> Residuals:
-    return measure_residuals(taus(), (LONGEST, "b", "c"), size=size, protect=protect)
+    return measure_residuals(taus(), (LONGEST, "b", "c"), size=size, protect={"a share": protect})
 
 
 @cache
@@ -129,6 +135,7 @@ DRAWN_SOLVER = {
     "descent, full": (paths, draw_descent, ("full",), {"step": 30}),
     "descent, layer, nothing protected": (paths, draw_descent, ("layer", 0.0), {"step": 7}),
     "descent with accuracies": (paths, draw_descent, ("row", 1 / 6, True), {"step": 12}),
+    "arrival": (arrival, draw_arrival, (), {}),
     "residual": (residuals, draw_residual, (), {"task": LONGEST}),
     "residual in blocks": (residuals, draw_residual, (5, 0.25), {"task": LONGEST}),
     "rank, nothing": (sweep, draw_rank, (), {"share": 0.0}),

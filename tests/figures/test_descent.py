@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import islice, pairwise
+from pathlib import Path
+from statistics import mean
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from apgd_teach.cache import Cache
 from apgd_teach.errors import ApgdTeachError
-from apgd_teach.figures.descent import DescentPaths, draw_descent, measure_descent, walk, walk_adam
+from apgd_teach.evaluate import Evaluator
+from apgd_teach.experts import make_pool
+from apgd_teach.figures.descent import DescentPaths, draw_descent, layer_accuracy, measure_descent, walk, walk_adam
 from apgd_teach.merging import ApgdPublished, shared_basis
 from apgd_teach.merging.descent import descend
 from apgd_teach.merging.objective import PerLayer, objective
@@ -127,6 +132,29 @@ def test_lines_are_what_was_measured_and_marks_stand_at_the_step(measured: Desce
         np.testing.assert_allclose(line.get_ydata(), 100 * np.array(way.leak))
     for line, way in zip(accuracies.lines, ways, strict=False):
         assert dict(zip(line.get_xdata(), line.get_ydata(), strict=True)) == way.accuracies
+
+
+def test_rises_are_counted_where_they_are_more_than_rounding(measured: DescentPaths) -> None:
+    assert measured.descent.rises == 0
+    assert replace(measured.descent, surrogate=(1.0, 1.000001, 0.5, 0.6, 0.4, 0.45)).rises == 2
+
+
+def test_a_layers_accuracy_is_that_of_the_network_with_its_update_replaced(tmp_path: Path) -> None:
+    pool = make_pool(
+        "mlp",
+        tasks=["digits-upright", "fashion-upright"],
+        base_steps=2,
+        expert_steps=2,
+        cache=Cache(tmp_path),
+        progress=False,
+    )
+    evaluator, layer = Evaluator(pool, images=50, split="validation"), "layer1.weight"
+    accuracy = layer_accuracy(evaluator, pool.base, layer)
+    for update in (torch.zeros_like(pool.base[layer]), -pool.base[layer]):
+        scores = evaluator.scores({**pool.base, layer: pool.base[layer] + update})
+        assert accuracy(update.flatten(1)) == pytest.approx(mean(score.accuracy for score in scores.values()))
+    with pytest.raises(ApgdTeachError, match=r"the base has no 'conv9\.weight'; it has: layer1"):
+        layer_accuracy(evaluator, pool.base, "conv9.weight")
 
 
 def test_words_hold_the_numbers_of_the_step(measured: DescentPaths) -> None:

@@ -85,7 +85,7 @@ def test_every_panel_has_a_title_and_says_what_its_axes_count(drawing) -> None:
             assert axes.get_ylabel()
             continue
         # A second scale stands under the title of the first.
-        assert axes.get_title() or axes.get_xlabel() == "gap recovered (%)"
+        assert axes.get_title() or axes.get_xlabel() == "recovered (%)"
         named = [axes.get_xlabel(), axes.get_ylabel(), *(one.get_text() for one in axes.get_xticklabels())]
         assert drawing.photo or any(re.search("[a-z]{3}", part) for part in named)
 

@@ -162,7 +162,7 @@ def test_every_panel_says_what_it_shows_and_what_its_axes_count(name: str) -> No
         assert any(part.strip() and not part.replace(".", "").replace("−", "").isdigit() for part in named)
     units = {
         "norms": "‖τ‖ / ‖θ₀‖  (%)",
-        "two paths": "loss (nats)",
+        "two paths": "loss (nats, log scale)",
         "spectra": "energy carried together (%)",
         "two planes": "distance in weight space, towards its expert",
     }
@@ -399,7 +399,7 @@ def test_lines_of_a_path_are_its_losses_on_a_scale_that_holds_them_all() -> None
 
 def test_a_path_of_one_task_names_it_at_its_axis() -> None:
     drawn = draw_paths({"mild": path(1)}, TITLES, ("a", "b")).figure
-    assert drawn.axes[0].get_ylabel() == "loss on digits, upright (nats)"
+    assert drawn.axes[0].get_ylabel() == "loss on digits, upright (nats, log scale)"
     assert not drawn.legends
 
 

@@ -19,6 +19,7 @@ sys.path.pop(0)
 from apgd_teach.errors import ApgdTeachError
 from apgd_teach.evaluate import Evaluator
 from apgd_teach.figures.interference import (
+    ALL,
     MEASURES,
     PairCosts,
     draw_interference,
@@ -64,6 +65,30 @@ def test_overlap_is_that_of_the_first_left_singular_vectors() -> None:
         assert found.chance[layer] == pytest.approx(100 * k / out)
 
 
+def test_all_layers_together_are_one_long_row_and_the_overlap_is_the_mean_of_the_layers() -> None:
+    taus = vectors(3)
+    found = pairwise_interference(taus)
+    rows = {task: torch.cat([tau[key].flatten() for key in found.directions]).double() for task, tau in taus.items()}
+    for i, j in itertools.combinations(range(3), 2):
+        one, other = (rows[NAMES[place]] for place in (i, j))
+        product = one * other
+        assert float(found.cosine[ALL][i, j]) == pytest.approx(float(product.sum() / one.norm() / other.norm()))
+        share = 100 * product[product < 0].abs().sum() / product.abs().sum()
+        assert float(found.conflict[ALL][i, j]) == pytest.approx(float(share))
+        each = [float(found.overlap[layer][i, j]) for layer in found.directions]
+        assert float(found.overlap[ALL][i, j]) == pytest.approx(np.mean(each))
+    assert found.chance[ALL] == pytest.approx(np.mean([found.chance[layer] for layer in found.directions]))
+
+
+def test_a_layer_in_which_a_task_did_not_move_is_left_out_of_its_overlap_over_all_layers() -> None:
+    taus = vectors(3)
+    taus[NAMES[0]]["conv.weight"] = torch.zeros_like(taus[NAMES[0]]["conv.weight"])
+    found = pairwise_interference(taus)
+    assert torch.isnan(found.overlap["conv.weight"][0]).all()
+    assert float(found.overlap[ALL][0, 1]) == pytest.approx(float(found.overlap["layer1.weight"][0, 1]))
+    assert math.isfinite(float(found.cosine[ALL][0, 1]))
+
+
 def test_opposite_task_vectors_undo_each_other_in_the_same_directions() -> None:
     tau = [[1.0, 2.0], [3.0, -4.0]]
     found = pairwise_interference(of_one_layer(tau, [[-x for x in row] for row in tau]))
@@ -83,7 +108,9 @@ def test_directions_that_a_task_of_low_rank_lacks_do_not_overlap_by_chance() -> 
 
 def test_vectors_and_biases_are_no_layers_and_kernels_are_matrices() -> None:
     found = pairwise_interference(vectors())
-    assert list(found.cosine) == ["layer1.weight", "conv.weight"]
+    for name in MEASURES:
+        assert list(getattr(found, name)) == [ALL, "layer1.weight", "conv.weight"]
+    assert list(found.directions) == ["layer1.weight", "conv.weight"]
     assert found.tasks == tuple(NAMES)
     for name in MEASURES:
         for one in getattr(found, name).values():
@@ -111,7 +138,7 @@ def test_where_nobody_moved_that_is_said_and_drawn() -> None:
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-@pytest.mark.parametrize("layer", ["layer1.weight", "conv.weight"])
+@pytest.mark.parametrize("layer", [ALL, "layer1.weight", "conv.weight"])
 def test_the_map_is_what_was_measured_and_says_so_in_every_cell(layer: str, measure: str) -> None:
     found = interfering()
     drawing = draw_interference(found, layer=layer, measure=measure, titles=TITLES)
@@ -163,9 +190,16 @@ def test_colours_mean_the_same_in_every_layer() -> None:
     for measure in MEASURES:
         pictures = [
             draw_interference(interfering(), layer=layer, measure=measure).figure.axes[0].images[0]
-            for layer in ("layer1.weight", "conv.weight")
+            for layer in (ALL, "layer1.weight", "conv.weight")
         ]
-        assert pictures[0].get_clim() == pictures[1].get_clim()
+        assert len({picture.get_clim() for picture in pictures}) == 1
+
+
+def test_the_words_of_all_layers_speak_of_no_single_layer() -> None:
+    words = {name: draw_interference(interfering(), layer=ALL, measure=name).words for name in MEASURES}
+    assert all(one.startswith("Over all layers together, by ") for one in words.values())
+    chance = f"{interfering().chance[ALL]:.0f} %"
+    assert f"two random subspaces of as many directions in each would overlap by {chance}" in words["overlap"]
 
 
 def test_numbers_have_the_same_names_for_every_layer_and_measure() -> None:
@@ -190,7 +224,7 @@ def test_bad_input_is_one_sentence() -> None:
         ApgdTeachError, match="no measure 'angle' of interference; use one of: cosine, conflict, overlap"
     ):
         draw_interference(interfering(), layer="conv.weight", measure="angle")
-    with pytest.raises(ApgdTeachError, match=r"not measured in 'head'; there are: layer1\.weight, conv"):
+    with pytest.raises(ApgdTeachError, match=r"not measured in 'head'; there are: all layers together, layer1"):
         draw_interference(interfering(), layer="head")
 
 
@@ -222,18 +256,25 @@ def test_every_pair_is_averaged_and_scored_on_its_own_two_tasks(pool, costs) -> 
     assert costs.kinds == ("digits",) * 3
 
 
-def test_what_the_weights_say_of_a_pair_is_over_all_weights_together(pool, costs) -> None:
-    vectors = task_vectors(pool.base, pool.experts)
-    layers = pairwise_interference(vectors)
-    flat = [torch.cat([tau[key].flatten() for key in layers.cosine]).double() for tau in vectors.values()]
+def test_what_the_weights_say_of_a_pair_is_over_all_layers_together(pool, costs) -> None:
+    taus = task_vectors(pool.base, pool.experts)
+    found = pairwise_interference(taus)
+    lengths = [float(torch.cat([one.flatten() for one in tau.values()]).double().norm()) for tau in taus.values()]
     for place, (i, j) in enumerate(itertools.combinations(range(3), 2)):
-        product = flat[i] * flat[j]
-        share = 100 * product[product < 0].abs().sum() / product.abs().sum()
-        assert costs.measures["conflict"][place] == pytest.approx(float(share))
-        cosine = float(product.sum() / flat[i].norm() / flat[j].norm())
-        assert costs.measures["cosine"][place] == pytest.approx(cosine)
-        overlap = np.mean([float(one[i, j]) for one in layers.overlap.values()])
-        assert costs.measures["overlap"][place] == pytest.approx(overlap)
+        for name in MEASURES:
+            assert costs.measures[name][place] == float(getattr(found, name)[ALL][i, j])
+        assert costs.lengths[place] == pytest.approx((lengths[i] + lengths[j]) / 2, rel=1e-6)
+    assert costs.tier == "bundled tier, test split, 50 a task"
+
+
+def test_the_table_of_pairs_has_the_ends_of_the_signs_and_of_the_gap() -> None:
+    one = pair_costs()
+    table = one.table()
+    places = [one.end("conflict", alike=True), one.end("conflict", alike=False), one.cheapest, one.dearest]
+    assert table.column("pair") == [one.name(place) for place in places]
+    assert table.column("gap, nats") == [f"{one.gaps[place]:.2f}" for place in places]
+    assert table.column("mean ‖τ‖") == [one.lengths[place] for place in places]
+    assert (one.gaps[one.cheapest], one.gaps[one.dearest]) == (min(one.gaps), max(one.gaps))
 
 
 def test_the_ends_of_a_measure_are_the_pairs_most_and_least_alike() -> None:

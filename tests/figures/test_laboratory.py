@@ -19,6 +19,7 @@ from apgd_teach.figures.laboratory import (
     laboratory_along,
     measure_gap_closed,
     measure_laboratory,
+    measure_overestimates,
 )
 from apgd_teach.merging import Apgd, make_laboratory
 
@@ -156,6 +157,32 @@ def test_a_line_of_one_point_is_none() -> None:
         laboratory_along(LABORATORY, LABORATORY.average(), points=1)
 
 
+# Overestimates
+
+
+def test_the_longer_an_expert_was_trained_the_more_the_line_overestimates_up_to_twice() -> None:
+    found = measure_overestimates({"1": 1, "3": 3, "ever": None}, n_tasks=2, seed=4).ratios
+    assert list(found) == ["1", "3", "ever"]
+    for one, three, ever in zip(*found.values(), strict=True):
+        assert 1 < one < three < ever
+        assert ever == pytest.approx(2)
+
+
+def test_a_ratio_is_the_tangent_over_the_gap_and_the_table_has_one_per_task() -> None:
+    measured = measure_overestimates({"2 steps": 2}, seed=1)
+    laboratory = make_laboratory(2, 1, 2, distance=1.0, seed=1, steps=2)
+    walked = laboratory_along(laboratory, laboratory.tuned[1])
+    assert measured.ratios["2 steps"][1] == pytest.approx(-walked.slopes["task 1"] / walked.gaps["task 1"][0])
+    assert measured.table().columns == ("expert trained for", "task 0", "task 1")
+    assert measured.table().rows == (("2 steps", *measured.ratios["2 steps"]),)
+
+
+@pytest.mark.parametrize("trained", [{}, {"not at all": 0}])
+def test_without_training_there_is_no_gap_to_estimate(trained: dict) -> None:
+    with pytest.raises(ApgdTeachError, match="give at least one number of steps, each from 1 on"):
+        measure_overestimates(trained)
+
+
 # Share of the gap closed
 
 
@@ -194,6 +221,8 @@ def test_dots_bars_words_and_numbers_are_the_shares(closed: GapClosed, setting: 
     assert low < min(0, 100 * min(map(min, found.values())))
     assert high > max(100, 100 * max(map(max, found.values())))
     ahead = sum(full > plain for full, plain in zip(found["full"], found["average"], strict=True))
+    assert closed.ahead(setting) == ahead
+    assert closed.medians(setting) == {name: median(each) for name, each in found.items()}
     assert f"in {ahead} of 5 draws" in drawing.words
     assert list(drawing.numbers) == list(draw_gap_closed(closed, setting="as it is").numbers)
 

@@ -9,12 +9,15 @@ import doctest
 import io
 import itertools
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 from PIL import Image
@@ -334,7 +337,7 @@ def test_what_is_opened_in_pyplot_is_closed_and_no_more() -> None:
 @pytest.fixture(autouse=True)
 def _no_turns_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Panel, "_waiting", [])
-    monkeypatch.setattr(Panel, "_planned", None)
+    monkeypatch.setattr(Panel, "_ticket", None)
     monkeypatch.setattr(Panel, "_not_before", 0.0)
 
 
@@ -342,21 +345,27 @@ async def idle(seconds: float = 60) -> None:
     """Let panels draw ahead until nothing is left to draw; how long that takes is the machine's affair."""
     for _ in range(int(100 * seconds)):
         await asyncio.sleep(0.01)
-        if Panel._planned is None:
+        if Panel._ticket is None:
             return
     pytest.fail("drawing ahead did not come to an end")
 
 
 def listened(made: Panel, monkeypatch) -> list[tuple[dict, list | None]]:
+    """What a panel sends; its calls for whoever looks on are left out."""
     sent: list[tuple[dict, list | None]] = []
-    monkeypatch.setattr(made, "send", lambda content, buffers=None: sent.append((content, buffers)))
+
+    def send(content: dict, buffers: list | None = None) -> None:
+        if content["what"] != "call":
+            sent.append((content, buffers))
+
+    monkeypatch.setattr(made, "send", send)
     return sent
 
 
 def test_a_browser_that_says_hello_is_given_what_is_drawn(monkeypatch) -> None:
     made = make()
     sent = listened(made, monkeypatch)
-    made._hear(None, {"hello": True}, [])
+    made._hear(None, {"hello": "a view"}, [])
     assert [content["at"] for content, _ in sent] == [[1, 0], [0, 0], [4, 0]]
     for content, (picture,) in sent:
         assert content["what"] == "picture"
@@ -367,10 +376,10 @@ def test_a_browser_that_says_hello_is_given_what_is_drawn(monkeypatch) -> None:
 def test_a_page_that_is_loaded_again_is_given_everything_again(monkeypatch) -> None:
     made = make(static=[])
     sent = listened(made, monkeypatch)
-    made._hear(None, {"hello": True}, [])
+    made._hear(None, {"hello": "a view"}, [])
     made._hear(None, {"want": [4, 0]}, [])
     del sent[:]
-    made._hear(None, {"hello": True}, [])
+    made._hear(None, {"hello": "a view"}, [])
     assert [content["at"] for content, _ in sent] == [[1, 0], [4, 0]]
 
 
@@ -379,9 +388,9 @@ def test_when_nobody_looks_on_any_more_pictures_are_forgotten_and_none_is_drawn_
     sent = listened(made, monkeypatch)
 
     async def listen() -> None:
-        made._hear(None, {"hello": True}, [])
+        made._hear(None, {"hello": "a view"}, [])
         made._hear(None, {"want": [3, 1]}, [])
-        made._hear(None, {"bye": True}, [])
+        made._hear(None, {"bye": "a view"}, [])
         del sent[:]
         await idle()
 
@@ -390,21 +399,31 @@ def test_when_nobody_looks_on_any_more_pictures_are_forgotten_and_none_is_drawn_
     assert set(made._frames) == {(1, 0), (0, 0), (4, 0)}
 
 
-def test_panels_take_turns_and_the_one_that_was_moved_last_comes_first(monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("moved", "order"), [(None, ["one", "other"]), ("one", ["one", "other"]), ("other", ["other", "one"])]
+)
+def test_panels_take_turns_from_the_top_and_the_one_that_was_moved_last_comes_first(
+    monkeypatch, moved: str | None, order: list[str]
+) -> None:
     one, other = make(static=[]), make(static=[])
     turns: list[str] = []
     for name, made in (("one", one), ("other", other)):
-        monkeypatch.setattr(made, "send", lambda content, buffers=None, name=name: turns.append(name))
+        monkeypatch.setattr(
+            made,
+            "send",
+            lambda content, buffers=None, name=name: turns.append(name) if content["what"] == "picture" else None,
+        )
 
     async def listen() -> None:
-        one._hear(None, {"hello": True}, [])
-        other._hear(None, {"hello": True}, [])
-        one._moved(None)
+        one._hear(None, {"hello": "a view"}, [])
+        other._hear(None, {"hello": "a view"}, [])
+        if moved:
+            {"one": one, "other": other}[moved]._moved(None)
         del turns[:]
         await idle()
 
     asyncio.run(listen())
-    assert turns == ["one"] * 9 + ["other"] * 9
+    assert turns == [name for name in order for _ in range(9)]
 
 
 def test_after_a_move_what_lies_next_to_it_is_drawn_first(monkeypatch) -> None:
@@ -412,7 +431,7 @@ def test_after_a_move_what_lies_next_to_it_is_drawn_first(monkeypatch) -> None:
     sent = listened(made, monkeypatch)
 
     async def listen() -> None:
-        made._hear(None, {"hello": True}, [])
+        made._hear(None, {"hello": "a view"}, [])
         await idle()
         made.chosen = [40]
         await idle()
@@ -456,7 +475,7 @@ def test_the_nearest_settings_are_drawn_ahead_once_each_and_those_that_fail_are_
     sent = listened(made, monkeypatch)
 
     async def listen() -> None:
-        made._hear(None, {"hello": True}, [])
+        made._hear(None, {"hello": "a view"}, [])
         assert len(sent) == 1, "nothing is drawn before the question is answered"
         await idle()
 
@@ -468,7 +487,7 @@ def test_the_nearest_settings_are_drawn_ahead_once_each_and_those_that_fail_are_
     assert steps == sorted(steps)
 
 
-@pytest.mark.parametrize(("message", "pictures"), [({}, 0), ({"hello": True}, 6)])
+@pytest.mark.parametrize(("message", "pictures"), [({}, 0), ({"hello": "a view"}, 6)])
 def test_nothing_is_drawn_ahead_without_a_browser_or_beyond_the_limit(
     monkeypatch, message: dict, pictures: int
 ) -> None:
@@ -481,3 +500,198 @@ def test_nothing_is_drawn_ahead_without_a_browser_or_beyond_the_limit(
 
     asyncio.run(listen())
     assert [content["at"] for content, _ in sent] == [[x] for x in range(pictures)]
+
+
+# Messages may come in another thread than the one that runs cells
+
+
+class Slow:
+    """A drawing function that takes a while, and knows who drew and whether two did at once."""
+
+    def __init__(self) -> None:
+        self.lock, self.together, self.threads = threading.Lock(), False, []
+
+    def __call__(self, x: int) -> Drawing:
+        self.together |= not self.lock.acquire(blocking=False)
+        self.threads.append(threading.current_thread().name)
+        time.sleep(0.02)
+        self.lock.release()
+        return power(x)
+
+
+@pytest.mark.parametrize("last", ["main", "another"])
+def test_of_two_threads_that_hear_a_browser_the_last_one_draws_ahead_and_never_both(monkeypatch, last: str) -> None:
+    slow = Slow()
+    panels = {name: panel(slow, title=name, x=Slider("x", range(8))) for name in ("main", "another")}
+    del slow.threads[:]
+    for made in panels.values():
+        listened(made, monkeypatch)
+    turn = threading.Barrier(2)
+
+    async def listen(name: str) -> None:
+        # By turns, before anything is drawn.
+        for _ in range(4):
+            turn.wait()
+            if name != last:
+                panels[name]._hear(None, {"hello": "a view"}, [])
+            turn.wait()
+            if name == last:
+                panels[name]._hear(None, {"hello": "a view"}, [])
+            turn.wait()
+        await idle()
+
+    other = threading.Thread(target=lambda: asyncio.run(listen("another")), name="another")
+    other.start()
+    monkeypatch.setattr(threading.current_thread(), "name", "main")
+    asyncio.run(listen("main"))
+    other.join()
+    assert slow.threads == [last] * 14
+    assert not slow.together
+
+
+def test_between_two_pictures_ahead_the_loop_comes_round_however_often_panels_were_heard(monkeypatch) -> None:
+    slow = Slow()
+    made = panel(slow, title="Slow", x=Slider("x", range(8)))
+    sent = listened(made, monkeypatch)
+
+    async def listen() -> None:
+        for _ in range(5):
+            made._hear(None, {"hello": "a view"}, [])
+            Panel._ticket = object()  # as if another loop had planned
+            made._hear(None, {"here": "a view"}, [])
+            made._moved(None)
+        del sent[:]
+        grown = []
+        while Panel._ticket is not None:
+            before = len(sent)
+            await asyncio.sleep(0)
+            grown.append(len(sent) - before)
+        assert max(grown) == 1
+        assert len(sent) == 7
+
+    asyncio.run(listen())
+
+
+def test_settings_of_matplotlib_are_the_course_s_in_the_block_and_the_reader_s_after_it_whoever_else_draws() -> None:
+    size = pyplot.rcParams["axes.titlesize"]
+    seen = []
+
+    def draw() -> None:
+        for _ in range(20):
+            with styled():
+                time.sleep(0.001)
+                seen.append(pyplot.rcParams["axes.titlesize"])
+
+    threads = [threading.Thread(target=draw) for _ in range(2)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert len(seen) == 40
+    assert len(set(seen)) == 1
+    assert pyplot.rcParams["axes.titlesize"] == size
+
+
+@pytest.fixture
+def shell(monkeypatch) -> Iterator[InteractiveShell]:
+    """IPython, as a kernel has it."""
+    InteractiveShell.clear_instance()
+    made = InteractiveShell.instance()
+    monkeypatch.setattr(module, "get_ipython", lambda: made)
+    monkeypatch.setattr(module._Cell, "_watched", None)
+    monkeypatch.setattr(module._Cell, "_depth", Counter())
+    yield made
+    InteractiveShell.clear_instance()
+
+
+def test_cells_are_counted_by_thread_also_those_that_a_cell_runs(shell) -> None:
+    seen = []
+    shell.user_ns["look"] = lambda: seen.append(module._Cell.runs())
+    shell.user_ns["make"] = lambda: panel(power, title="Powers", x=Slider("x", range(6)))
+    shell.run_cell("made = make(); look()")
+    shell.run_cell("get_ipython().run_cell('look()'); look()")
+    shell.run_cell("1 / 0")
+    assert seen == [True, True, True]
+    assert not module._Cell.runs()
+    panel(power, title="Outside any cell", x=Slider("x", range(6)))
+    assert not module._Cell.runs()
+
+
+def test_while_a_cell_runs_known_pictures_are_sent_and_what_else_was_asked_for_when_it_has_ended(
+    monkeypatch, shell
+) -> None:
+    shell.user_ns["make"] = lambda: panel(power, title="Powers", static=[{"x": 5}], x=Slider("x", range(6)))
+    shell.run_cell("made = make()")
+    made = shell.user_ns["made"]
+    sent = listened(made, monkeypatch)
+
+    async def listen() -> None:
+        made._hear(None, {"hello": "a view"}, [])
+        made._hear(None, {"want": [5]}, [])
+        made._hear(None, {"want": [3]}, [])
+        await idle()
+
+    other = threading.Thread(target=lambda: asyncio.run(listen()), name="another")
+
+    def go() -> None:
+        other.start()
+        time.sleep(0.6)
+        seen.extend(content["at"] for content, _ in sent)
+
+    seen: list[list[int]] = []
+    shell.user_ns["go"] = go
+    shell.run_cell("go()")
+    other.join()
+    assert seen == [[0], [5], [5]]
+    assert [content["at"] for content, _ in sent][3:] == [[3], [1], [2], [4]]
+
+
+def test_a_page_that_was_loaded_again_without_a_goodbye_is_forgotten_and_two_views_are_two(monkeypatch) -> None:
+    made = make()
+    calls = []
+    monkeypatch.setattr(made, "send", lambda content, buffers=None: calls.append(content["what"]))
+    made._hear(None, {"hello": "before"}, [])
+    made._hear(None, {"hello": "after"}, [])
+    assert calls.count("call") == 2
+    made._hear(None, {"here": "after"}, [])
+    made._hear(None, {"want": [3, 1]}, [])
+    made._hear(None, {"bye": "after"}, [])
+    assert (3, 1) not in made._frames
+    made._hear(None, {"hello": "one"}, [])
+    made._hear(None, {"here": "other"}, [])
+    made._hear(None, {"want": [3, 1]}, [])
+    made._hear(None, {"bye": "one"}, [])
+    assert (3, 1) in made._frames
+
+
+def test_of_more_pictures_than_are_kept_the_oldest_go_and_those_of_the_static_face_stay(monkeypatch) -> None:
+    monkeypatch.setattr(module, "MOST", 4)
+    made = panel(power, title="Many", static=[{"x": 9}], x=Slider("x", range(10)))
+    listened(made, monkeypatch)
+    for place in range(1, 7):
+        made._hear(None, {"want": [place]}, [])
+    assert set(made._frames) == {(0,), (9,), (5,), (6,)}
+    assert (1,) not in made._sent
+
+
+def test_what_a_cell_has_opened_meanwhile_in_another_thread_stays_open(shell) -> None:
+    made = panel(power, title="Powers", x=Slider("x", range(6)))
+    opened: list[int] = []
+
+    def careless(x: int) -> Drawing:
+        opened.append(pyplot.figure().number)
+        return power(x)
+
+    made._draw = careless
+    other = threading.Thread(target=lambda: made._frame((3,)))
+
+    def go() -> None:
+        other.start()
+        other.join()
+
+    shell.user_ns["go"] = go
+    shell.run_cell("go()")
+    assert pyplot.get_fignums() == opened
+    made._frame((4,))
+    assert pyplot.get_fignums() == opened[:1], "the cell's own thread closes its own"
+    pyplot.close("all")

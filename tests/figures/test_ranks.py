@@ -15,9 +15,10 @@ from torch import Tensor
 from apgd_teach.cache import Cache
 from apgd_teach.data import load_task
 from apgd_teach.errors import ApgdTeachError
-from apgd_teach.evaluate import Evaluator, Score, Scores
+from apgd_teach.evaluate import Evaluator, Score, Scores, difference
 from apgd_teach.experts import make_pool
 from apgd_teach.figures.ranks import (
+    Accuracy,
     RankSweep,
     draw_angles,
     draw_rank,
@@ -25,6 +26,7 @@ from apgd_teach.figures.ranks import (
     measure_angles,
     measure_rank,
     measure_sharing,
+    share_words,
 )
 from apgd_teach.merging import Apgd, StateDict, merge, shared_basis, soft_projector
 
@@ -70,6 +72,18 @@ def test_every_share_is_scored_as_it_would_be_by_hand(sweep: RankSweep) -> None:
         assert found.task == TITLES[min(accuracies, key=accuracies.get)]
     assert sweep.base.mean == pytest.approx(mean(one.accuracy for one in score(BASE).values()))
     assert len({one.mean for one in sweep.shares.values()}) > 2
+
+
+def test_every_share_is_held_against_the_least_one(sweep: RankSweep) -> None:
+    least, most = (merge(BASE, EXPERTS, "apgd", protect=one, flatten=0.0).state_dict for one in (0.0, 1.0))
+    assert sweep.against[1.0] == difference(score(most), score(least))
+    assert sweep.against[0.0].points == 0
+    assert sweep.beside(0.0) == ""
+    assert sweep.beside(1.0) == (
+        f" ({sweep.against[1.0]} points against nothing protected: {sweep.against[1.0].verdict})"
+    )
+    assert f"%{sweep.beside(1.0)}, and" in draw_rank(sweep, share=1.0).words
+    assert " points against" in sweep.told()
 
 
 @pytest.mark.parametrize(
@@ -162,7 +176,8 @@ def test_words_hold_the_numbers(sweep: RankSweep) -> None:
     here, drawing = sweep.shares[1 / 6], draw_rank(sweep, share=1 / 6)
     for said in (
         "With 1/6 of each layer's directions protected",
-        f"mean accuracy of {here.mean:.1f} %, and {here.worst:.1f} % on its worst task ({here.task})",
+        f"mean accuracy of {here.mean:.1f} %{sweep.beside(1 / 6)}, and {here.worst:.1f} % on its worst task "
+        f"({here.task})",
         f"amounts to {100 * sweep.auto_share:.1f} %",
         f"reaches {sweep.auto.mean:.1f} % and {sweep.auto.worst:.1f} %",
     ):
@@ -170,6 +185,60 @@ def test_words_hold_the_numbers(sweep: RankSweep) -> None:
     assert drawing.numbers["mean accuracy (%)"] == here.mean
     assert drawing.numbers["automatic: share protected (%)"] == 100 * sweep.auto_share
     assert "With nothing protected" in draw_rank(sweep, share=0).words
+
+
+def swept(*means: float) -> RankSweep:
+    """A sweep whose means are these, from nothing protected to all."""
+    shares = (*(0.0, 1 / 16, 1 / 6)[: len(means) - 1], 1.0)
+    found = {share: Accuracy(one, one - 5, "task") for share, one in zip(shares, means, strict=True)}
+    return RankSweep(found, found[0.0], 0.1, (0.1, 0.1), found[0.0])
+
+
+@pytest.mark.parametrize(
+    ("means", "best", "worst", "said"),
+    [
+        (
+            (70, 71, 72, 73),
+            1.0,
+            0.0,
+            "never falls as more is protected: it rises from 70.0 % with nothing protected to",
+        ),
+        (
+            (73, 72, 72, 71),
+            0.0,
+            1.0,
+            "never rises as more is protected: it falls from 73.0 % with nothing protected to",
+        ),
+        ((70, 70, 70, 70), 0.0, 0.0, "the mean is 70.0 % whatever is protected"),
+        ((70, 73, 72, 71), 1 / 16, 0.0, "best with 1/16 protected, 73.0 %, and worst with nothing, 70.0 %; the best"),
+        ((73, 70, 71, 72), 0.0, 1 / 16, "worst with 1/16, 70.0 %; the worst lies in between: to protect that much is"),
+        ((71, 70, 73, 72), 1 / 6, 1 / 16, "both lie in between, and neither end is the best or the worst"),
+        (
+            (70, 72, 71, 73),
+            1.0,
+            0.0,
+            "these are the two ends, but in between the mean does not move in one direction only",
+        ),
+    ],
+)
+def test_whichever_way_the_mean_goes_it_is_said(means: tuple[float, ...], best: float, worst: float, said: str) -> None:
+    found = swept(*means)
+    assert (found.best, found.worst) == (best, worst)
+    assert said in found.told()
+
+
+def test_an_end_that_is_as_good_as_what_lies_in_between_is_the_one_that_is_named() -> None:
+    assert (swept(70, 73, 71, 73).best, swept(70, 73, 70, 72).worst) == (1.0, 0.0)
+    assert "lies in between" not in swept(70, 73, 71, 73).told()
+    assert "the best lies in between" in swept(70, 73, 70, 72).told()
+
+
+def test_two_shares_are_enough_to_say_how_the_mean_goes() -> None:
+    assert "rises from 70.0 % with nothing protected to 71.0 % with all" in swept(70, 71).told()
+
+
+def test_shares_in_words() -> None:
+    assert [share_words(one) for one in (0, 1 / 6, 0.0625, 0.137, 1)] == ["nothing", "1/6", "1/16", "0.137", "all"]
 
 
 def test_a_share_that_was_not_measured(sweep: RankSweep) -> None:
@@ -308,7 +377,12 @@ def test_sharing_drawn_is_what_was_measured() -> None:
     assert tuple(axes.lines[0].get_ydata()) == measured["a"].counts
     assert tuple(axes.lines[1].get_ydata()) == measured["a"].random[0]
     assert f"{measured['a'].counts[0]:.1f} of 3 tasks" in drawing.words
-    assert drawing.numbers["directions beyond random"] == measured["a"].beyond
+    assert drawing.numbers["directions shared more than any random one"] == measured["a"].beyond
+    meets = measured["a"].meets
+    above = [one > chance for one, chance in zip(measured["a"].counts, measured["a"].random[0], strict=True)]
+    assert all(above[: meets - 1])
+    assert not above[meets - 1]
+    assert f"From direction {meets} on" in drawing.words
 
 
 def test_sharing_that_is_none_is_one_sentence() -> None:

@@ -14,12 +14,13 @@ from apgd_teach.errors import ApgdTeachError
 from apgd_teach.evaluate import Evaluator
 from apgd_teach.experts import make_pool
 from apgd_teach.figures.lint import look_over
-from apgd_teach.figures.steps import StepSweep, Way, after_steps, draw_steps, measure_steps
+from apgd_teach.figures.steps import StepSweep, Way, after_steps, descended, draw_steps, measure_steps
 from apgd_teach.merging import merge, shared_basis
 from apgd_teach.merging.descent import descend
 from apgd_teach.merging.objective import Full, objective
 
 STEPS = (0, 1, 7, 40)
+WAYS_HERE = {"row": Way("row", 1 / 6, (1, 10)), "full": Way("full", 0.0, (10, 2000))}
 
 
 def taus(dtype: torch.dtype = torch.float64) -> Tensor:
@@ -62,8 +63,7 @@ def evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
 @pytest.fixture(scope="module")
 def measured(evaluator: Evaluator) -> StepSweep:
     pool = evaluator.pool
-    ways = {"row": Way("row", 1 / 6, (1, 10)), "full": Way("full", 0.0, (10, 2000))}
-    return measure_steps(evaluator, pool.base, pool.experts, ways=ways, progress=False)
+    return measure_steps(evaluator, pool.base, pool.experts, ways=WAYS_HERE, progress=False)
 
 
 def test_networks_on_the_way_are_those_that_merging_by_descent_makes(measured: StepSweep, evaluator: Evaluator) -> None:
@@ -81,6 +81,35 @@ def test_networks_on_the_way_are_those_that_merging_by_descent_makes(measured: S
         assert measured.gaps["row"][place] == pytest.approx(
             mean(one.loss - own[task].loss for task, one in scores.items()), abs=1e-5
         )
+
+
+def test_networks_after_chosen_steps_are_those_of_the_sweep(measured: StepSweep, evaluator: Evaluator) -> None:
+    pool = evaluator.pool
+    made = descended(pool.base, pool.experts, {"full": 10, "row": 0}, ways=WAYS_HERE)
+    assert list(made) == ["full", "row"]
+    for way, place in (("full", 1), ("row", 0)):
+        for key, tensor in made[way].items():
+            torch.testing.assert_close(tensor, measured.states[way][place][key])
+
+
+@pytest.mark.parametrize(
+    ("steps", "sentence"),
+    [({"no": 1}, "there is no way 'no'; there are: row, full"), *(({"row": one}, "from 0") for one in (-1, 2.5, True))],
+)
+def test_steps_that_nobody_can_take(evaluator: Evaluator, steps: dict, sentence: str) -> None:
+    with pytest.raises(ApgdTeachError, match=sentence):
+        descended(evaluator.pool.base, evaluator.pool.experts, steps, ways=WAYS_HERE)
+
+
+def test_what_was_chosen_and_the_course_of_the_gap_in_words(measured: StepSweep) -> None:
+    one = replace(measured, gaps={"row": (0.1, 0.2, 0.3), "full": (0.3, 0.1, 0.2)})
+    assert one.chosen == {"row": 0, "full": 10}
+    assert one.networks["row"] is one.states["row"][0]
+    assert one.networks["full"] is one.states["full"][1]
+    assert one.course("row") == "no number of steps looked at has a smaller gap than S (0.300 nats after 10)"
+    assert one.course("full") == "the gap is smallest after 10 steps (0.100 nats) and larger again after 2,000 (0.200)"
+    last = replace(measured, gaps={"row": (0.3, 0.2, 0.1), "full": (0.3, 0.1, 0.2)})
+    assert last.course("row") == "the gap is smallest at the last step looked at, 10 (0.100 nats)"
 
 
 def test_the_surrogate_never_rises_and_begins_at_one(measured: StepSweep) -> None:

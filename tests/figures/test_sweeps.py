@@ -75,6 +75,13 @@ def test_base_experts_and_interval_are_those_of_the_evaluator(pool, evaluator, m
     assert measured.titles == {task: TITLES[task] for task in pool.tasks}
 
 
+def test_a_sweep_without_the_base_among_its_coefficients_is_held_against_it_all_the_same(pool, evaluator) -> None:
+    vectors = task_vectors(pool.base, pool.experts)
+    one = sweep(evaluator, pool.base, vectors, [1.0], progress=False)
+    assert one.coefficients == (0.5, 1.0)
+    assert one.base == {task: score.accuracy for task, score in evaluator.scores(pool.base).items()}
+
+
 def test_a_sweep_of_nothing_or_of_other_tasks_is_refused(pool, evaluator) -> None:
     vectors = task_vectors(pool.base, pool.experts)
     with pytest.raises(ApgdTeachError, match="no merging coefficient shows nothing"):
@@ -103,7 +110,7 @@ def test_the_chosen_coefficient_and_the_average_are_marked(coefficient: float) -
     one = swept()
     drawing = draw_sweep(one, coefficient=coefficient)
     place = place_of(one.coefficients, coefficient, "λ")
-    assert set(line(drawing, "λ chosen").get_xdata()) == {one.coefficients[place]}
+    assert set(line(drawing, "λ shown").get_xdata()) == {one.coefficients[place]}
     assert list(line(drawing, "average (λ = 1/8)").get_xdata()) == [1 / 8]
     assert list(line(drawing, "average (λ = 1/8)").get_ydata()) == [one.means[2]]
     ring = drawing.figure.axes[0].lines[-1]
@@ -143,6 +150,12 @@ def test_a_coefficient_that_was_not_measured_is_refused() -> None:
         draw_sweep(swept(), coefficient=0.35)
 
 
+def test_the_length_of_a_sweep_is_that_of_all_steps_together(pool, measured) -> None:
+    vectors = list(task_vectors(pool.base, pool.experts).values())
+    total = torch.cat([sum(tau[key] for tau in vectors).flatten() for key in pool.base])
+    assert measured.length == pytest.approx(float(total.double().norm()), rel=1e-6)
+
+
 # The trade-off
 
 
@@ -153,15 +166,47 @@ def test_a_task_s_own_coefficient_is_that_of_its_smallest_gap_and_the_common_one
     assert one.common == one.coefficients[int(mean.argmin())] == 0.2
 
 
+def test_the_span_reaches_from_the_smallest_wish_to_the_largest() -> None:
+    assert swept().span == (0.1, 0.3)
+
+
+def test_the_two_tasks_most_at_stake_pay_most_at_each_other_s_coefficient() -> None:
+    one = swept()
+    low, high = one.at_stake
+    assert (one.own[low], one.own[high]) == (0.1, 0.3)
+    # Here a task at 0.125 would pay a hundred times as much at 0.2, where its partner pays nothing for being at 0.125.
+    gaps = dict(one.gaps)
+    gaps[NAMES[1]] = tuple(0.1 + 400 * (x - 0.125) ** 2 for x in one.coefficients)
+    assert replace(one, gaps=gaps).at_stake == (NAMES[1], NAMES[3])
+
+
+def test_nobody_is_at_stake_in_a_sweep_of_one_task() -> None:
+    one = replace(swept(), gaps={NAMES[0]: swept().gaps[NAMES[0]]})
+    with pytest.raises(ApgdTeachError, match="sweep of one task; sweep two or more"):
+        _ = one.at_stake
+
+
+def test_the_rules_take_the_highest_mean_and_the_highest_worst_task_and_the_smaller_of_equals() -> None:
+    accuracies = {NAMES[0]: (50.0, 60.0, 60.0, 90.0, 50.0, 50.0), NAMES[1]: (50.0, 70.0, 70.0, 55.0, 50.0, 50.0)}
+    assert replace(swept(), accuracies=accuracies).by_rule == {"highest mean": 0.2, "highest worst task": 0.1}
+
+
 def test_every_task_s_own_coefficient_is_marked_and_the_span_between_them() -> None:
     one = swept()
     axes = draw_tradeoff(one).figure.axes[0]
+    places = set()
     for i, (task, gaps) in enumerate(one.gaps.items()):
         # Two lines per task, after that of the smallest mean: the whole course, and the mark.
         course, mark = axes.lines[1 + 2 * i : 3 + 2 * i]
         assert list(course.get_ydata()) == [gap - min(gaps) for gap in gaps]
-        assert (list(mark.get_xdata()), list(mark.get_ydata())) == ([one.own[task]], [0.0])
+        assert list(mark.get_xdata()) == [one.own[task]]
+        (height,) = mark.get_ydata()
+        assert 0 <= height < 0.5 * axes.get_ylim()[1]
+        places.add((one.own[task], height))
         assert course.get_label() == one.titles[task]
+    # None hides another, and the first of each stands on the axis.
+    assert len(places) == len(one.gaps) > len(set(one.own.values()))
+    assert {where for where, height in places if height == 0} == set(one.own.values())
     assert set(axes.lines[0].get_xdata()) == {0.2}
     (span,) = axes.patches
     assert (span.get_x(), span.get_x() + span.get_width()) == pytest.approx((0.1, 0.3))

@@ -213,7 +213,8 @@ def test_one_number_may_come_as_a_tensor_of_any_shape() -> None:
 
 def test_what_pytorch_cannot_do_is_no_exercise_that_was_not_begun(file: Path) -> None:
     def double(x):
-        return (x > 0).mean()
+        # As PyTorch says it of sums that it cannot do; which sums these are differs from release to release.
+        raise NotImplementedError("'mean' is not implemented for truth values")
 
     outcome = DOUBLE.check(double)
     assert outcome.state == UNCHECKED

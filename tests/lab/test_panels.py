@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apgd_teach.course.build import drop_widgets
+from apgd_teach.course.build import compare, drop_widgets
 from apgd_teach.course.runner import run_course, run_notebook
 from apgd_teach.course.sources import list_sources, notebook_text, notebooks_folder, read_notebook
+from apgd_teach.lessons.engine import NOT_ATTEMPTED
 
 FIXTURE = Path(__file__).resolve().parents[1] / "course" / "fixtures" / "panels.py"
 
@@ -200,22 +201,30 @@ def test_moves_to_what_is_not_drawn_yet_cost_its_drawing_and_not_more(lab: Any) 
     page.context.close()
 
 
-LESSONS = [source.stem for source in list_sources() if "panel(" in source.read_text(encoding="utf-8")]
+@pytest.fixture(scope="module")
+def lesson_lab(start_lab: Any, ran: Any) -> Any:
+    """A JupyterLab that finds the networks of the course's own run, and no network beside it."""
+    return start_lab(**ran.env)
+
+
+LESSONS = [source.stem for source in list_sources()]
+PANELS = [source.stem for source in list_sources() if "panel(" in source.read_text(encoding="utf-8")]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("lesson", LESSONS)
-def test_the_panels_of_a_lesson(lab: Any, lesson: str) -> None:
+def test_a_learner_runs_a_lesson_and_moves_its_panels(lesson_lab: Any, lesson: str, ran: Any, told: Any) -> None:
     # What a learner opens, in the profile that it begins with.
-    notebook = lab.open(notebooks_folder() / "student" / f"{lesson}.ipynb")
+    notebook = lesson_lab.open(notebooks_folder() / "student" / f"{lesson}.ipynb")
     notebook.run_all()
     page = notebook.page
-    page.wait_for_selector(".apgd-panel img")
     assert notebook.cell_errors() == []
     assert notebook.errors == []
     assert notebook.outside == []
+    nothing_is_solved_and_the_lesson_goes_on(lesson, lesson_lab.saved(notebook, lesson), ran, told)
     count = page.locator(".apgd-panel").count()
+    assert (count > 0) == (lesson in PANELS)
     assert count == page.locator(".apgd-panel img").count()
     for panel in range(count):
         before = page.locator(".apgd-panel").nth(panel).locator(".apgd-words").inner_text()
@@ -223,6 +232,18 @@ def test_the_panels_of_a_lesson(lab: Any, lesson: str) -> None:
         page.locator(".apgd-panel").nth(panel).get_by_role("button", name="Reset").click()
         page.locator(".apgd-panel").nth(panel).locator(".apgd-words", has_text=before).wait_for()
     page.context.close()
+
+
+def nothing_is_solved_and_the_lesson_goes_on(lesson: str, learners: Any, ran: Any, told: Any) -> None:
+    """Nothing in the gaps passes for an answer, nothing is trained again, and the numbers are those of the solved one.
+
+    Only what depends on the machine, and talk of training, may differ.
+    """
+    assert told.verdicts(learners) == [NOT_ATTEMPTED] * told.exercises(lesson)
+    assert told.of_training(learners) == []
+    assert ran.written() == ran.trained
+    solved = read_notebook(ran.folder / f"{lesson}.ipynb")
+    assert compare(*told.in_common(*map(told.without_training, (solved, learners)))) == []
 
 
 def test_a_figure_that_evaluates_networks_says_so_at_once_and_is_there_soon(lab: Any) -> None:
@@ -249,6 +270,41 @@ def test_a_page_that_is_loaded_again_has_its_pictures_again(opened: Any) -> None
     assert opened.errors == []
 
 
+LONG = """
+
+# %%
+import time
+
+time.sleep(15)
+"""
+"""A cell that takes longer than a panel has patience."""
+
+
+def test_while_a_cell_runs_below_it_a_panel_waits_says_so_and_takes_no_move_back(lab: Any, tmp_path: Path) -> None:
+    source = tmp_path / "busy.py"
+    source.write_text(FIXTURE.read_text(encoding="utf-8") + LONG, encoding="utf-8")
+    notebook = lab.open(source)
+    page = notebook.page
+    notebook.begin()
+    page.wait_for_function("() => document.querySelectorAll('.apgd-panel img').length === 3", timeout=60_000)
+    panel = page.locator(".apgd-panel").nth(0)
+    before = panel.locator("img").get_attribute("src")
+    slider = panel.locator("input")
+    slider.evaluate("(one) => { one.value = 27; one.dispatchEvent(new Event('input', { bubbles: true })); }")
+    panel.locator(".apgd-status", has_text="drawing").wait_for(timeout=1000)
+    panel.locator(".apgd-status", has_text="the kernel is busy with a cell").wait_for(timeout=14_000)
+    assert slider.input_value() == "27"
+    assert panel.locator("img").get_attribute("src") == before
+    # The cell ends, and the picture comes by itself.
+    words = f"At frequency 13.5 the wave ends at {np.sin(13.5):.3f}."
+    panel.locator(".apgd-words", has_text=words).wait_for(timeout=30_000)
+    assert panel.locator(".apgd-status").inner_text() == ""
+    assert slider.input_value() == "27"
+    assert notebook.cell_errors() == []
+    assert notebook.errors == []
+    page.context.close()
+
+
 def test_when_its_kernel_is_gone_a_panel_says_so_and_keeps_what_it_has(lab: Any) -> None:
     notebook = lab.open(FIXTURE)
     notebook.run_all()
@@ -267,6 +323,37 @@ def test_when_its_kernel_is_gone_a_panel_says_so_and_keeps_what_it_has(lab: Any)
     panel.get_by_role("button", name="Reset").click()
     panel.locator(".apgd-words", has_text="At frequency 5 the wave").wait_for()
     assert panel.locator(".apgd-status").inner_text() == ""
+    page.context.close()
+
+
+def test_a_notebook_that_is_opened_again_without_its_kernel_shows_its_panels(lab: Any) -> None:
+    notebook = lab.open(FIXTURE)
+    notebook.run_all()
+    page = notebook.page
+    page.wait_for_function("() => document.querySelectorAll('.apgd-panel img').length === 3")
+    slider = page.locator(".apgd-panel").nth(0).locator("input")
+    slider.focus()
+    page.keyboard.press("Home")
+    page.locator(".apgd-panel").nth(0).locator(".apgd-words", has_text="At frequency 0 the wave").wait_for()
+    # Its promises are not returned: waiting for them has no limit.
+    page.evaluate("() => { window.jupyterapp.commands.execute('docmanager:save'); }")
+    page.wait_for_timeout(2500)
+    page.evaluate("() => { window.jupyterapp.shell.currentWidget.sessionContext.shutdown(); }")
+    page.wait_for_timeout(1500)
+    page.context.close()
+    again = lab.reopen(FIXTURE.stem)
+    page = again.page
+    page.wait_for_function("() => document.querySelectorAll('.apgd-panel img').length === 3")
+    widths = page.eval_on_selector_all(".apgd-panel img", "all => all.map((one) => one.naturalWidth)")
+    assert min(widths) >= 300
+    # Only the first picture is kept: the slider goes back to where it belongs, and the panel says why.
+    panel = page.locator(".apgd-panel").nth(0)
+    panel.locator(".apgd-status", has_text="no answer").wait_for(timeout=20_000)
+    assert panel.locator("input").input_value() == "10"
+    assert panel.locator("img").get_attribute("alt") == "At frequency 5 the wave ends at -0.959."
+    assert "model not found" not in page.locator("body").inner_text()
+    again.run_all()
+    assert page.evaluate(MOVE, [0, 0, 3])["words"] == f"At frequency 1.5 the wave ends at {np.sin(1.5):.3f}."
     page.context.close()
 
 

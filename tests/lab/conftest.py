@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 from apgd_teach.course.sources import notebook_text, read_notebook
+from apgd_teach.errors import CourseError
 
 OWN_FOLDERS = (
     "JUPYTER_CONFIG_DIR",
@@ -53,11 +55,15 @@ class Opened:
     outside: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
-    def run_all(self) -> None:
-        """Run every cell, and wait for the last."""
+    def begin(self) -> None:
+        """Run every cell, and wait for none."""
         self.page.wait_for_function(READY, timeout=60_000)
         # The promise is not returned: waiting for it has no limit.
         self.page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
+
+    def run_all(self) -> None:
+        """Run every cell, and wait for the last."""
+        self.begin()
         self.page.wait_for_function(ALL_RAN, timeout=600_000)
 
     def cell_errors(self) -> list[str]:
@@ -80,13 +86,31 @@ class Lab:
         """Open a notebook (a source is turned into one; outputs stay) in a window of its own."""
         name = f"{notebook.stem}.ipynb"
         (self.folder / name).write_text(notebook_text(read_notebook(notebook)), encoding="utf-8")
+        return self.reopen(notebook.stem, **context)
+
+    def reopen(self, name: str, **context: Any) -> Opened:
+        """Open a notebook of this folder, by its name without suffix, as it was saved last."""
         page = self.browser.new_context(viewport={"width": 1280, "height": 1000}, **context).new_page()
         opened = Opened(page)
         page.on("request", lambda one: self._note(opened, one.url))
         page.on("pageerror", lambda error: opened.errors.append(str(error)))
-        page.goto(f"{self.address}/lab/tree/{name}?token={self.token}&reset")
+        page.goto(f"{self.address}/lab/tree/{name}.ipynb?token={self.token}&reset")
         page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
         return opened
+
+    def saved(self, opened: Opened, name: str) -> Any:
+        """What the file holds once the notebook, which has run, is saved."""
+        path = self.folder / f"{name}.ipynb"
+        # Its promises are not returned: waiting for them has no limit.
+        opened.page.evaluate("() => { window.jupyterapp.commands.execute('docmanager:save'); }")
+        for _ in range(300):
+            # JupyterLab saves by itself too, and a file that it is writing is empty or half there.
+            with contextlib.suppress(CourseError):
+                notebook = read_notebook(path)
+                if all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code"):
+                    return notebook
+            time.sleep(0.1)
+        raise AssertionError(f"'{path}' was not saved with its results")
 
     def _note(self, opened: Opened, url: str) -> None:
         if not url.startswith((self.address, "data:", "blob:")):
