@@ -508,7 +508,7 @@ def build_notebooks(
     return problems
 
 
-_HEADER = re.compile(r'^header\("(\d\d)"\)$', re.MULTILINE)
+_HEADER = re.compile(r'^header\("(\d\d)"(, accelerator=True)?\)$', re.MULTILINE)
 
 
 def header_shown(ipynb: Path) -> str:
@@ -524,7 +524,7 @@ def _show_header(notebook: NotebookNode) -> None:
     for cell in notebook.cells:
         number = _HEADER.search(cell.source) if cell.cell_type == "code" else None
         if number:
-            said = str(header(number[1]))
+            said = str(header(number[1], accelerator=bool(number[2])))
             for output in cell.outputs:
                 if "text/markdown" in output.get("data", {}):
                     output.data.update(dict.fromkeys(("text/markdown", "text/plain"), said))

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from nbformat import NotebookNode
 
+from apgd_teach.course.profiles import PROFILES
 from apgd_teach.course.prose import Said
 from apgd_teach.devices import describe_device, pick_device
 from apgd_teach.files import write_atomically
@@ -23,6 +24,9 @@ TIMES = Path(__file__).with_name("times.json")
 
 SHORT = "· short route"
 """Ends the heading of each section that belongs to the route of 45 minutes."""
+
+_ACCELERATOR = "accelerator"
+"""Where times of a machine with a GPU are kept, beside those of a CPU."""
 
 DEPTH = "· in depth"
 """Ends the heading of each section that the rest does not need: for who has the time, or a second visit."""
@@ -101,43 +105,48 @@ def _code_minutes(cell: NotebookNode) -> float:
     return CELL_MINUTES + sum(1 for line in cell.source.splitlines() if line.strip()) / LINES_A_MINUTE
 
 
-def times() -> dict[str, dict[str, float]]:
-    """Measured seconds by profile and notebook's name; empty where none were kept."""
-    kept = _kept()
-    return {profile: dict(one) for profile, one in kept.items() if isinstance(one, dict)}
+def times(*, accelerator: bool = False) -> dict[str, dict[str, float]]:
+    """Measured seconds by profile and notebook's name; empty where none were kept.
+
+    Args:
+        accelerator: those of a machine with a GPU, in place of those of a CPU.
+    """
+    kept = _kept(accelerator)
+    return {profile: dict(one) for profile, one in kept.items() if profile in PROFILES and isinstance(one, dict)}
 
 
 def keep_times(profile: str, seconds: Mapping[str, float]) -> None:
-    """Write down how long notebooks took on this machine.
+    """Write down how long notebooks took on this machine, its CPU's and its accelerator's apart.
 
     Args:
         profile: that they ran in.
         seconds: by the notebook's name; others stay as they are.
     """
-    kept = _kept()
+    device = pick_device()
+    accelerator = device.type != "cpu"
+    kept = _kept(accelerator)
     before = kept.get(profile, {})
     kept[profile] = {**(before if isinstance(before, dict) else {}), **{n: round(s, 1) for n, s in seconds.items()}}
-    kept["machine"] = _machine()
-    write_atomically(TIMES, (json.dumps(kept, indent=1, sort_keys=True) + "\n").encode())
-
-
-def _machine() -> str:
     release = ".".join(torch.__version__.split(".")[:2])
-    return f"{describe_device(pick_device())}, {platform.machine()}, PyTorch {release}"
+    kept["machine"] = f"{describe_device(device)}, {platform.machine()}, PyTorch {release}"
+    every = {**_kept(), _ACCELERATOR: kept} if accelerator else kept
+    write_atomically(TIMES, (json.dumps(every, indent=1, sort_keys=True) + "\n").encode())
 
 
-def _kept() -> dict[str, object]:
+def _kept(accelerator: bool = False) -> dict[str, object]:
     if not TIMES.is_file():
         return {}
     found: dict[str, object] = json.loads(TIMES.read_text(encoding="utf-8"))
-    return found
+    there = found.get(_ACCELERATOR, {}) if accelerator else found
+    return dict(there) if isinstance(there, dict) else {}
 
 
-def header(number: str) -> Said:
+def header(number: str, *, accelerator: bool = False) -> Said:
     """The minutes of a lesson, as its notebook shows them.
 
     Args:
         number: of the notebook, "03".
+        accelerator: the lesson is made for a GPU: say what was measured on one, or that nothing was.
 
     Raises:
         CourseError: there is no such notebook.
@@ -148,7 +157,7 @@ def header(number: str) -> Said:
     from apgd_teach.course.sources import find, read_notebook
 
     source = find(number)
-    asked, measured = minutes_of(read_notebook(source)), times()
+    asked = minutes_of(read_notebook(source))
     more = f", and {asked.depth:.0f} more for what is marked *in depth*" if asked.depth else ""
     parts = [f"**Reading**: about {asked.reading:.0f} minutes{more}."]
     if asked.exercises or asked.more:
@@ -156,16 +165,24 @@ def header(number: str) -> Said:
             f"**Exercises**: {asked.exercises}, some {asked.solving} minutes"
             f"{f', and {asked.more} more in depth' if asked.more else ''}."
         )
-    ran = [
-        f"{spoken(measured[p][source.stem])} in `{p}`" for p in ("fast", "full") if source.stem in measured.get(p, {})
-    ]
+    ran = _ran(source.stem)
     if ran:
-        parts.append(f"**Running all of it**, with nothing trained before: {', '.join(ran)} ({_kept()['machine']}).")
+        parts.append(f"**Running all of it**, with nothing trained before: {ran}.")
+    if accelerator:
+        there = _ran(source.stem, accelerator=True) or "not measured yet, neither the times nor sizes that suit one"
+        parts.append(f"**On a GPU**: {there}.")
     if asked.short:
         parts.append(
             f"**Short route**: the sections marked so, about {asked.short:.0f} minutes; run the other cells unread."
         )
     return Said(" ".join(parts))
+
+
+def _ran(name: str, *, accelerator: bool = False) -> str:
+    """ "46 s in `fast`, 2 min 20 s in `full` (cpu, 2 threads, …)"; empty where nothing was measured."""
+    measured = times(accelerator=accelerator)
+    said = [f"{spoken(measured[p][name])} in `{p}`" for p in PROFILES if name in measured.get(p, {})]
+    return f"{', '.join(said)} ({_kept(accelerator)['machine']})" if said else ""
 
 
 def spoken(seconds: float) -> str:

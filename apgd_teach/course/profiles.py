@@ -38,7 +38,7 @@ class Profile:
         reference_images: images per task that the references without labels look at.
         heat_rates: at how many learning rates experts are fine-tuned beside the mild and the hot one.
         colour_per_class: training images of each class of the colour pictures, where there are as many.
-        colour_tasks: tasks of the colour pools.
+        colour_variants: tasks of the colour pools that keep all classes; two halves of the classes come beside them.
         colour_base_steps: optimiser steps of their bases.
         colour_steps: optimiser steps of their experts.
         colour_batch: images per step of both.
@@ -61,7 +61,7 @@ class Profile:
     reference_images: int
     heat_rates: int
     colour_per_class: int
-    colour_tasks: int
+    colour_variants: int
     colour_base_steps: int
     colour_steps: int
     colour_batch: int
@@ -71,7 +71,7 @@ class Profile:
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("fast", 120, 50, 600, 9, 120, 9, 200, 3, 50, 150, 30, 20, 64, 1, 200, 4, 90, 45, 64, 500),
+        Profile("fast", 120, 50, 600, 9, 120, 9, 200, 3, 50, 150, 30, 20, 64, 1, 200, 3, 90, 45, 64, 500),
         Profile(
             "full", 250, 250, 2000, 15, 1000, 21, 1000, 8, 250, 1000, 1000, 200, 256, 2, 2000, 8, 600, 120, 128, 2000
         ),

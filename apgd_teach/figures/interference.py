@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from apgd_teach.errors import ApgdTeachError
 from apgd_teach.evaluate import Evaluator
 from apgd_teach.figures.drawing import Drawing
+from apgd_teach.figures.gaps import spearman
 from apgd_teach.figures.style import figure, look, styled
 from apgd_teach.merging import StateDict, task_vectors
 from apgd_teach.merging.statedict import as_matrix, norm
@@ -366,9 +367,7 @@ class PairCosts:
 
         NaN where one of the two is the same everywhere, or a task did not move and cannot be compared.
         """
-        if any(map(math.isnan, self.measures[measure])):
-            return math.nan
-        return _correlation(_ranks(self.measures[measure]), _ranks(self.gaps))
+        return spearman(self.measures[measure], self.gaps)
 
     def by_chance(self, measure: str, draws: int = 2000) -> float:
         """The share of random renumberings of the tasks under which the rank correlation is as far from zero, per cent.
@@ -377,12 +376,12 @@ class PairCosts:
         """
         names = list(self.titles)
         place = {frozenset(pair): at for at, pair in enumerate(self.pairs)}
-        there, gaps, seen = _ranks(self.measures[measure]), _ranks(self.gaps), abs(self.correlation(measure))
+        there, seen = self.measures[measure], abs(self.correlation(measure))
         chance, reached = np.random.default_rng(0), 0
         for _ in range(draws):
             other = dict(zip(names, chance.permutation(names), strict=True))
-            moved = there[[place[frozenset(other[task] for task in pair)] for pair in self.pairs]]
-            reached += abs(_correlation(moved, gaps)) >= seen - 1e-12
+            moved = [there[place[frozenset(other[task] for task in pair)]] for pair in self.pairs]
+            reached += abs(spearman(moved, self.gaps)) >= seen - 1e-12
         return 100 * reached / draws
 
 
@@ -453,23 +452,28 @@ def draw_pairs(measured: PairCosts, *, measure: str = "conflict") -> Drawing:
         raise ApgdTeachError(f"there is no measure '{measure}' of interference; use one of: {', '.join(MEASURES)}.")
     how, values = _LOOKS[measure], measured.measures[measure]
     ends = [measured.end(measure, alike=alike) for alike in (True, False)]
+    drawn_over = (
+        (values, f"{how.title.lower()}{' (%)' if how.unit else ''}"),
+        (measured.lengths, "mean length ‖τ‖ of the two"),
+    )
     with styled():
-        drawn, (axes,) = figure(width=7.8, height=4.8)
-        for i, kind in enumerate(sorted(set(measured.kinds), key=lambda kind: (kind == "two families", kind))):
-            places = [place for place, one in enumerate(measured.kinds) if one == kind]
-            axes.plot(
-                [values[place] for place in places],
-                [measured.gaps[place] for place in places],
-                **{**look(i), "linestyle": ""},
-                markersize=8,
-                label=kind if kind == "two families" else f"both {kind}",
-            )
-        for place in dict.fromkeys(ends):
-            axes.plot(values[place], measured.gaps[place], "o", color="black", fillstyle="none", markersize=15)
-        axes.set_xlabel(f"{how.title.lower()}{' (%)' if how.unit else ''}")
-        axes.set_ylabel("gap when the two are averaged (nats)")
-        axes.set_title("What the weights say of a pair, and what it costs")
-        drawn.legend(loc="outside lower center", ncols=3)
+        drawn, both = figure(columns=2, width=10.0, height=4.8)
+        for axes, (across, label) in zip(both, drawn_over, strict=True):
+            for i, kind in enumerate(sorted(set(measured.kinds), key=lambda kind: (kind == "two families", kind))):
+                places = [place for place, one in enumerate(measured.kinds) if one == kind]
+                axes.plot(
+                    [across[place] for place in places],
+                    [measured.gaps[place] for place in places],
+                    **{**look(i), "linestyle": ""},
+                    markersize=8,
+                    label=kind if kind == "two families" else f"both {kind}",
+                )
+            for place in dict.fromkeys((*ends, measured.dearest)):
+                axes.plot(across[place], measured.gaps[place], "o", color="black", fillstyle="none", markersize=15)
+            axes.set_xlabel(label)
+        both[0].set_ylabel("gap when the two are averaged (nats)")
+        drawn.suptitle("What the weights say of a pair, and what it costs: by direction, and by length")
+        drawn.legend(*both[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     alike, apart = (
         f"{measured.name(place)} ({written(values[place], how.digits)}{how.unit}; gap {measured.gaps[place]:.2f} nats, "
         f"{written(measured.lost[place], 1)} points of accuracy lost)"
@@ -485,15 +489,3 @@ def draw_pairs(measured: PairCosts, *, measure: str = "conflict") -> Drawing:
             "gap of the pair least alike (nats)": measured.gaps[ends[1]],
         },
     )
-
-
-def _ranks(values: Sequence[float]) -> np.ndarray[Any, Any]:
-    """Ranks from 0; those of equal values are their mean."""
-    given = np.asarray(values, dtype=float)
-    return np.array([(given < one).sum() + ((given == one).sum() - 1) / 2 for one in given])
-
-
-def _correlation(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
-    one, other = one - one.mean(), other - other.mean()
-    size = float(np.sqrt((one @ one) * (other @ other)))
-    return float(one @ other) / size if size else math.nan

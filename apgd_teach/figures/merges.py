@@ -125,7 +125,7 @@ def draw_planes(planes: Mapping[str, Plane], titles: Mapping[str, str]) -> Drawi
             levels = np.geomspace(lowest, max(float(np.quantile(loss, 0.92)), 1.001 * lowest), 11)
             place.contourf(plane.x, plane.y, loss, levels=levels, cmap="viridis_r", extend="both")
             lines = place.contour(plane.x, plane.y, loss, levels=levels[1::2], colors="black", linewidths=0.6)
-            place.clabel(lines, fmt="%.2f", fontsize=8)
+            numbers = place.clabel(lines, fmt="%.2f", fontsize=8)
             # As in the other figures: the base is a circle, an expert a triangle, what was merged a square.
             for marker, (name, (x, y)) in zip("o^s", plane.places.items(), strict=False):
                 place.plot(x, y, marker, color="white", markeredgecolor="black", markersize=9)
@@ -138,6 +138,12 @@ def draw_planes(planes: Mapping[str, Plane], titles: Mapping[str, str]) -> Drawi
                     fontsize=9,
                     bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.85, "linewidth": 0},
                 )
+            # A network's name is not to lie on a level's number.
+            wide, high = np.ptp(plane.x), np.ptp(plane.y)
+            for number in numbers:
+                across, up = number.get_position()
+                if any(abs(across - x) < wide / 5 and -high / 20 < up - y < high / 6 for x, y in plane.places.values()):
+                    number.remove()
             place.set_aspect("equal")
             place.grid(False)
             place.set_title(title)

@@ -161,8 +161,14 @@ class Moved:
         return [by[label] for by in self.by.values()]
 
     def table(self) -> Table:
-        """One row per pool and merge; accuracies are held against the first merge of the pool."""
+        """One row per pool for its base, and one per merge; accuracies are held against the first merge of the pool."""
         reference = next(iter(next(iter(self.by.values()))))
+
+        def judged(pool: str, label: str) -> tuple[object, ...]:
+            compared = self.compared[pool]
+            against = "–" if label == reference else str(compared.against(label, reference))
+            return compared.average(label), compared.worst(label)[1], against
+
         return Table(
             (
                 "experts",
@@ -175,18 +181,15 @@ class Moved:
                 f"mean against {reference}",
             ),
             [
-                (
-                    pool,
-                    label,
-                    one.shared,
-                    one.rest,
-                    100 * one.left,
-                    self.compared[pool].average(label),
-                    self.compared[pool].worst(label)[1],
-                    "–" if label == reference else str(self.compared[pool].against(label, reference)),
-                )
+                row
                 for pool, by in self.by.items()
-                for label, one in by.items()
+                for row in (
+                    (pool, "base, nothing merged", "–", "–", "–", *judged(pool, "base")),
+                    *(
+                        (pool, label, one.shared, one.rest, 100 * one.left, *judged(pool, label))
+                        for label, one in by.items()
+                    ),
+                )
             ],
             caption="What each merge moves",
             note="Length: that of this part in S. Left: of the surrogate's value at S. All layers together. "

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 
 from apgd_teach.course.header import CELL_MINUTES, LINES_A_MINUTE, header, keep_times, minutes_of, spoken, times
 from apgd_teach.course.sources import list_sources, read_notebook
@@ -59,6 +60,23 @@ def test_times_are_kept_by_profile_and_notebook(tmp_path: Path, monkeypatch: pyt
     assert "30 s in `fast`, 2 min 30 s in `full` (" in str(header("02"))
 
 
+def test_times_of_an_accelerator_are_kept_beside_those_of_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apgd_teach.course.header.TIMES", tmp_path / "times.json")
+    keep_times("fast", {"08_colour_images": 90.0})
+    assert "On a GPU" not in str(header("08"))
+    assert "**On a GPU**: not measured yet" in str(header("08", accelerator=True))
+    monkeypatch.setattr("apgd_teach.course.header.pick_device", lambda: torch.device("mps"))
+    monkeypatch.setattr("apgd_teach.course.header.describe_device", lambda device: f"a {device}")
+    keep_times("full", {"08_colour_images": 61.0})
+    assert times() == {"fast": {"08_colour_images": 90.0}}
+    assert times(accelerator=True) == {"full": {"08_colour_images": 61.0}}
+    said = str(header("08", accelerator=True))
+    assert "1 min 30 s in `fast` (cpu" in said
+    assert "**On a GPU**: 1 min in `full` (a mps" in said
+
+
 def test_no_header_of_a_notebook_that_there_is_not() -> None:
     with pytest.raises(CourseError, match="no notebook is called '77'"):
         header("77")
@@ -69,7 +87,7 @@ SOURCES = list_sources()
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_every_lesson_shows_its_minutes_and_they_are_measured(source: Path) -> None:
-    assert f'header("{source.stem[:2]}")' in source.read_text(encoding="utf-8")
+    assert f'header("{source.stem[:2]}"' in source.read_text(encoding="utf-8")
     for profile in ("fast", "full"):
         assert source.stem in times()[profile]
 

@@ -112,9 +112,10 @@ def test_onto_the_complement_leaves_what_is_shared_and_into_the_subspace_the_res
         left = weighed(way, one.state_dict) / weighed(way, start)
         assert moved.by["pool"][label].left == pytest.approx(left, rel=1e-3)
     table = moved.table()
-    assert table.column("merge") == list(READINGS)
-    assert table.column("mean %") == [results["pool"].average(label) for label in READINGS]
+    assert table.column("merge") == ["base, nothing merged", *READINGS]
+    assert table.column("mean %") == [results["pool"].average(label) for label in ("base", *READINGS)]
     assert table.column("mean against free") == [
+        str(results["pool"].against("base", "free")),
         "–",
         *(str(results["pool"].against(label, "free")) for label in ("onto", "into")),
     ]
