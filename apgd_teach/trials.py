@@ -458,13 +458,14 @@ def cost_table(
     """
     taken: dict[str, list[Cost]] = {}
     used: dict[str, str] = {}
-    size: dict[str, int] = {}
+    size: dict[str, int | None] = {}
     for trials in groups:
         used |= trials.data_used
         for seed, costs in trials.costs.items():
             for label, cost in costs.items():
                 taken.setdefault(label, []).append(cost)
-                size[label] = sum(tensor.numel() for tensor in trials.merged[seed][label].state_dict.values())
+                network = trials.merged.get(seed, {}).get(label)
+                size[label] = sum(tensor.numel() for tensor in network.state_dict.values()) if network else None
     if not taken:
         raise ApgdTeachError("nothing is known of what these took; give trials that `try_methods` made.")
     seconds = {label: fmean(cost.seconds for cost in costs) for label, costs in taken.items()}

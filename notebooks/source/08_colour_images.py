@@ -418,6 +418,15 @@ say(
 )
 
 # %% [markdown]
+# All of this, network by network and task by task, is kept in this notebook's output as records, which
+# `apgd_teach.results.recorded_in` reads:
+
+# %%
+from apgd_teach.results import record
+
+record(f"colour, tier {source.tier}", trials)
+
+# %% [markdown]
 # ## Recap
 #
 # * A merge knows shapes and no pictures: nothing in it changed for colour.
