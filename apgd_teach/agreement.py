@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from apgd_teach.errors import ApgdTeachError
+from apgd_teach.machine import room
 from apgd_teach.merging import Merged, Method, StateDict, merge, shared_basis
 from apgd_teach.merging.statedict import as_matrix
 from apgd_teach.tables import Table
@@ -85,7 +86,8 @@ def agreement(
             inputs = [place.bring(state) for state in (base, *experts.values())]
         except (AssertionError, RuntimeError, TypeError) as error:
             raise ApgdTeachError(f"nothing can be computed on {place}: {str(error).splitlines()[0]}.") from None
-        made.append((inputs, merge(inputs[0], dict(zip(experts, inputs[1:], strict=True)), method)))
+        with room(f"merging on {place}"):
+            made.append((inputs, merge(inputs[0], dict(zip(experts, inputs[1:], strict=True)), method)))
     (first, left), (second, right) = made
     update = projector = 0.0
     for key, start in base.items():

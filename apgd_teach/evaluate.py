@@ -16,7 +16,7 @@ from torch.func import functional_call
 from apgd_teach.data import Split
 from apgd_teach.errors import ApgdTeachError
 from apgd_teach.experts import Pool
-from apgd_teach.machine import in_blocks
+from apgd_teach.machine import in_blocks, room
 from apgd_teach.merging import Merged, StateDict
 from apgd_teach.tables import Table
 
@@ -33,10 +33,13 @@ class Score:
     Attributes:
         right: which images it names rightly, shape (image,), bool.
         losses: cross-entropy per image, shape (image,), in nats.
+        places: which picture of the family's split each image is, shape (image,); the first ones in their order when
+            it is None.
     """
 
     right: Tensor
     losses: Tensor
+    places: Tensor | None = None
 
     @property
     def accuracy(self) -> float:
@@ -77,10 +80,13 @@ class Evaluator:
         self.pool, self.split = pool, split
         self.encoder = pool.encoder()
         self._sets: dict[str, tuple[Tensor, Tensor]] = {}
+        self._places: dict[str, Tensor] = {}
         for name, task in pool.tasks.items():
             part: Split = getattr(task, split)
             part = part if images is None else part.first(images)
-            self._sets[name] = (part.images.to(pool.device), part.labels.to(pool.device))
+            with room("taking the images that networks are scored on"):
+                self._sets[name] = (part.images.to(pool.device), part.labels.to(pool.device))
+            self._places[name] = part.places
         self._heads = {name: pool.head(name) for name in pool.tasks}
 
     def images(self, task: str) -> int:
@@ -133,7 +139,7 @@ class Evaluator:
         """
         logits, (_, labels) = self.logits(state, task), self.looked_at(task)
         losses = F.cross_entropy(logits, labels, reduction="none")
-        return Score((logits.argmax(dim=1) == labels).cpu(), losses.cpu())
+        return Score((logits.argmax(dim=1) == labels).cpu(), losses.cpu(), self._places[task])
 
     def scores(self, state: StateDict) -> Scores:
         """One network on every task."""
@@ -192,15 +198,20 @@ def difference(one: Scores, other: Scores) -> Difference:
         raise ApgdTeachError("these scores are of different tasks or images; score both with one Evaluator.")
     each = {task: one[task].right.double() - other[task].right.double() for task in one}
     counts = [len(values) for values in each.values()]
+    shown = {task: _places(one[task]) for task in one}
     mean = sum(float(values.mean()) for values in each.values()) / len(each)
     if min(counts) < 2:
         return Difference(100 * mean, math.nan)
     # The tasks of a family show the same pictures, so what an image does to the mean is added up before it is squared.
-    pulls = torch.zeros(max(counts), dtype=torch.float64)
-    for values in each.values():
+    pulls = torch.zeros(1 + max(int(places.max()) for places in shown.values()), dtype=torch.float64)
+    for task, values in each.items():
         n = len(values)
-        pulls[:n] += (values - values.mean()) / (len(each) * math.sqrt(n * (n - 1)))
+        pulls[shown[task]] += (values - values.mean()) / (len(each) * math.sqrt(n * (n - 1)))
     return Difference(100 * mean, 100 * 1.96 * float(pulls.square().sum().sqrt()))
+
+
+def _places(score: Score) -> Tensor:
+    return torch.arange(len(score.right)) if score.places is None else score.places
 
 
 def student(n: int) -> float:

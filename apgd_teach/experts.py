@@ -20,11 +20,11 @@ from apgd_teach.data import Source, Task, TaskData, Variant, open_source
 from apgd_teach.data.tasks import as_task
 from apgd_teach.devices import pick_device, wait_for
 from apgd_teach.errors import ApgdTeachError, CacheError
-from apgd_teach.machine import PLAIN, Way
+from apgd_teach.machine import PLAIN, Way, no_room, room
 from apgd_teach.merging import fingerprint
 from apgd_teach.models import make_encoder
 from apgd_teach.models import network as kind_of
-from apgd_teach.parallel import in_processes
+from apgd_teach.parallel import in_processes, number_of_workers
 from apgd_teach.progress import bar, say, wanted
 from apgd_teach.training import (
     BASE,
@@ -149,7 +149,7 @@ def make_pool(
     place = pick_device(device)
     seed = _whole(seed)
     data_source = source or open_source("bundled")
-    trainer = _Trainer(network, seed, place, cache or Cache(), progress, way, workers)
+    trainer = _Trainer(network, seed, place, cache or Cache(), progress, way, number_of_workers(workers))
     data = {task.name: task for task in map(data_source.task, _tasks(tasks, data_source))}
     how = base_steps if isinstance(base_steps, Recipe) else replace(BASE, steps=base_steps)
     base = trainer.base(how, data_source)
@@ -339,11 +339,12 @@ class _Trainer:
         return [entry if isinstance(entry, Entry) else next(made) for entry in found]
 
     def _make(self, jobs: list[_Job]) -> list[Entry]:
-        made = []
+        made: dict[int, Entry] = {}
         total = sum(job.steps for job in jobs)
         begun = time.perf_counter()
-        with bar(total, "step", progress=self.progress) as steps:
-            for job, (network, seconds) in zip(jobs, self._results(jobs, steps), strict=True):
+        with bar(total, "step", progress=self.progress) as steps, room("training"):
+            for place, (network, seconds) in self._results(jobs, steps):
+                job = jobs[place]
                 facts = {
                     "validation_accuracy": round(network.validation_accuracy, 2),
                     "seconds": round(seconds, 3),
@@ -351,30 +352,29 @@ class _Trainer:
                     "device": self.device.type,
                 }
                 # Kept one by one: who stops the training half-way keeps what is finished.
-                made.append(self._keep(job, network, facts))
-                self.trained.append(f"{job.ingredients['kind']} {job.ingredients['name']}")
+                made[place] = self._keep(job, network, facts)
+        self.trained.extend(f"{job.ingredients['kind']} {job.ingredients['name']}" for job in jobs)
         self._say(f"Made {_several(jobs)} in {_duration(time.perf_counter() - begun)}.")
-        return made
+        return [made[place] for place in range(len(jobs))]
 
-    def _results(self, jobs: list[_Job], steps: tqdm) -> Iterator[tuple[Trained, float]]:
-        """What training makes, in the order of the jobs, and the seconds of each."""
+    def _results(self, jobs: list[_Job], steps: tqdm) -> Iterator[tuple[int, tuple[Trained, float]]]:
+        """What training makes and the seconds that it took, by the job's place; each when it is there."""
         if self.workers != 1 and len(jobs) > 1:
             steps.set_description(f"{_several(jobs)}, {self.workers} at a time")
-            made = in_processes([partial(_timed, job.make) for job in jobs], self.device, self.workers)
-            for job, result in zip(jobs, made, strict=True):
+            for place, result in in_processes([partial(_timed, job.make) for job in jobs], self.device, self.workers):
                 # A process tells of its steps when it has made all of them.
-                steps.update(job.steps)
-                yield result
+                steps.update(jobs[place].steps)
+                yield place, result
             return
-        for number, job in enumerate(jobs, 1):
-            steps.set_description(job.title if len(jobs) == 1 else f"{job.title} ({number} of {len(jobs)})")
+        for place, job in enumerate(jobs):
+            steps.set_description(job.title if len(jobs) == 1 else f"{job.title} ({place + 1} of {len(jobs)})")
 
             def tell(step: int, loss: float) -> None:
                 if not math.isnan(loss):
                     steps.set_postfix(loss=f"{loss:.3f}", refresh=False)
                 steps.update(1)
 
-            yield _timed(job.make, self.device, tell)
+            yield place, _timed(job.make, self.device, tell)
 
     def _keep(self, job: _Job, network: Trained, facts: Mapping[str, object]) -> Entry:
         """What was trained, stored where the cache allows it: what took minutes is not lost to a full disk."""
@@ -424,15 +424,21 @@ class _Trainer:
     def _step_seconds(self, job: _Job) -> float:
         """Seconds of one training step, measured on a throwaway copy: the cache has nothing of this device to go by."""
         encoder = copy.deepcopy(self.template).to(self.device)
-        images = torch.zeros(128, *kind_of(self.network).shape, device=self.device)
-        best = math.inf
+        best, batch, size = math.inf, 128, 128
         for _ in range(3):
-            wait_for(self.device)
-            start = time.perf_counter()
-            with torch.enable_grad():
-                encoder(images).square().mean().backward()
-            wait_for(self.device)
-            best = min(best, time.perf_counter() - start)
+            try:
+                images = torch.zeros(size, *kind_of(self.network).shape, device=self.device)
+                wait_for(self.device)
+                start = time.perf_counter()
+                with torch.enable_grad():
+                    encoder(images).square().mean().backward()
+                wait_for(self.device)
+                best = min(best, (time.perf_counter() - start) * batch / size)
+            except (RuntimeError, MemoryError) as error:
+                if not no_room(error):
+                    raise
+                # A forecast may be rough; training itself says where there is no room.
+                size = max(1, size // 8)
         # The optimiser, the batch and, for the base, the distortions are not in it; a head is one long step.
         return best * (20 if job.ingredients["kind"] == "head" else 1.3)
 
@@ -500,4 +506,6 @@ def _several(jobs: list[_Job]) -> str:
 
 
 def _duration(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "a while"
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

@@ -13,13 +13,29 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from apgd_teach.devices import wait_for
 from apgd_teach.errors import ApgdTeachError
 from apgd_teach.models import make_encoder, network
 from apgd_teach.tables import Table
 
-__all__ = ["PLAIN", "WAYS", "Forward", "Pace", "Way", "deterministic", "in_blocks", "pace", "pace_table", "quickest"]
+__all__ = [
+    "PLAIN",
+    "WAYS",
+    "Forward",
+    "Pace",
+    "Way",
+    "block_table",
+    "deterministic",
+    "in_blocks",
+    "no_room",
+    "pace",
+    "pace_table",
+    "quickest",
+    "room",
+    "smaller",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +51,8 @@ class Way:
         channels_last: keep pictures and convolutions as (row, column, channel) in memory.
         bfloat16: compute what tolerates it in bfloat16 (PyTorch's autocast); weights and optimiser stay in float32.
         compiled: let `torch.compile` make one program of the network, which takes up to a minute once.
+        loader: fetch every batch from the host's memory through a DataLoader, where training here keeps all images on
+            the device: only for `pace`, to see what that is worth.
 
     Lesson: 08.
     """
@@ -42,6 +60,7 @@ class Way:
     channels_last: bool = False
     bfloat16: bool = False
     compiled: bool = False
+    loader: bool = False
 
     def __str__(self) -> str:
         words = [
@@ -50,6 +69,7 @@ class Way:
                 ("channels last", self.channels_last),
                 ("bfloat16", self.bfloat16),
                 ("compiled", self.compiled),
+                ("batches from a DataLoader", self.loader),
             )
             if on
         ]
@@ -85,7 +105,15 @@ class Way:
 PLAIN = Way()
 """As PyTorch does it unasked."""
 
-WAYS = (PLAIN, Way(channels_last=True), Way(bfloat16=True), Way(True, True), Way(True, True, True), Way(compiled=True))
+WAYS = (
+    PLAIN,
+    Way(loader=True),
+    Way(channels_last=True),
+    Way(bfloat16=True),
+    Way(True, True),
+    Way(True, True, True),
+    Way(compiled=True),
+)
 """Those that `pace` compares."""
 
 
@@ -111,7 +139,9 @@ class Pace:
 def pace(
     name: str, device: torch.device, ways: Sequence[Way] = WAYS, *, batch_size: int = 128, rounds: int = 7
 ) -> list[Pace]:
-    """One training step (forward, backward, SGD) of a network in each way, timed by turns on random pictures.
+    """One training step (a batch drawn, forward, backward, SGD) of a network in each way, timed by turns.
+
+    The pictures are random ones, eight batches of them, on the device; a DataLoader has them on the host.
 
     Args:
         name: of the network, in `models.ENCODERS`.
@@ -132,15 +162,15 @@ def pace(
         raise ApgdTeachError(f"rounds={rounds!r} measure nothing; give a whole number from 1.")
     shape = network(name).shape
     draw = torch.Generator().manual_seed(0)
-    images = torch.rand(batch_size, *shape, generator=draw).to(device)
-    labels = torch.randint(10, (batch_size,), generator=draw).to(device)
+    images = torch.rand(8 * batch_size, *shape, generator=draw)
+    labels = torch.randint(10, (len(images),), generator=draw)
     steps: dict[Way, Callable[[], None]] = {}
     once: dict[Way, float] = {}
     why: dict[Way, str] = {}
     every = list(dict.fromkeys([PLAIN, *ways]))
     for way in every:
         try:
-            step = _step(name, way, device, images, labels)
+            step = _step(name, way, device, TensorDataset(images, labels), batch_size)
             start = time.perf_counter()
             step()
             wait_for(device)
@@ -170,13 +200,15 @@ def pace(
     ]
 
 
-def _step(name: str, way: Way, device: torch.device, images: Tensor, labels: Tensor) -> Callable[[], None]:
+def _step(name: str, way: Way, device: torch.device, pictures: TensorDataset, batch_size: int) -> Callable[[], None]:
     encoder = make_encoder(name, 0).to(device).train()
     head = nn.Linear(network(name).features, 10, device=device)
     forward = way.ready(encoder)
     optimizer = torch.optim.SGD([*encoder.parameters(), *head.parameters()], 0.01, momentum=0.9)
+    batches = _loaded(pictures, batch_size) if way.loader else _drawn(pictures, batch_size, device)
 
     def step() -> None:
+        images, labels = (tensor.to(device) for tensor in next(batches))
         with torch.enable_grad():
             loss = F.cross_entropy(head(forward(images)), labels)
             optimizer.zero_grad()
@@ -186,8 +218,67 @@ def _step(name: str, way: Way, device: torch.device, images: Tensor, labels: Ten
     return step
 
 
-def quickest(paces: Sequence[Pace], *, least: float = 1.1) -> Way:
-    """The fastest way that pays: at least `least` times as fast as the plain one in three of four rounds, else plain.
+def _drawn(pictures: TensorDataset, batch_size: int, device: torch.device) -> Iterator[Sequence[Tensor]]:
+    """Batches as training draws them: all images are on the device, and which ones is drawn on the CPU."""
+    there = [tensor.to(device) for tensor in pictures.tensors]
+    draw = torch.Generator().manual_seed(0)
+    while True:
+        picked = torch.randint(len(pictures), (batch_size,), generator=draw, device="cpu").to(device)
+        yield [tensor[picked] for tensor in there]
+
+
+def _loaded(pictures: TensorDataset, batch_size: int) -> Iterator[Sequence[Tensor]]:
+    """Batches as most tutorials have them: image by image out of a data set, joined, brought over."""
+    while True:
+        yield from DataLoader(pictures, batch_size, shuffle=True, drop_last=True)
+
+
+def block_table(
+    name: str, device: torch.device, blocks: Sequence[int] = (1, 10, 100, 1000), *, rounds: int = 3
+) -> Table:
+    """How many images a second a network looks at without learning, by how many it is given at once.
+
+    Args:
+        name: of the network, in `models.ENCODERS`.
+        device: where to run.
+        blocks: how many images at once; each round takes every one of them by turns.
+        rounds: the medians over these are shown.
+
+    Lesson: 08.
+    """
+    encoder = make_encoder(name, 0).to(device).eval()
+    images = torch.rand(max(blocks), *network(name).shape, generator=torch.Generator().manual_seed(0)).to(device)
+    taken: dict[int, list[float]] = {block: [] for block in blocks}
+    for _ in range(rounds):
+        for block, seconds in taken.items():
+            # The same number of images for all but the slowest, for which a hundred are enough.
+            some = images[: len(images) if block >= 100 else 100]
+            wait_for(device)
+            start = time.perf_counter()
+            in_blocks(encoder, some, block=block)
+            wait_for(device)
+            seconds.append((time.perf_counter() - start) / len(some))
+    each = {block: median(seconds) for block, seconds in taken.items()}
+    first = each[blocks[0]]
+    return Table(
+        ("images at once", "images a second", "times as many"),
+        [(block, f"{1 / seconds:,.0f}", first / seconds) for block, seconds in each.items()],
+        digits=1,
+        caption=f"Looking at images with '{name}'",
+        note="Median over rounds, in which all sizes take turns. A comparison looks at a thousand at once.",
+    )
+
+
+def quickest(paces: Sequence[Pace], *, steps: int, least: float = 1.1) -> Way:
+    """The fastest way that pays, else the plain one.
+
+    A way pays if it is at least `least` times as fast as the plain one in three of four rounds, and saves more in
+    `steps` training steps than its first step takes longer, which is where a compiler works.
+
+    Args:
+        paces: as `pace` returns them.
+        steps: how many will be trained with it.
+        least: see above.
 
     Raises:
         ApgdTeachError: nothing was measured.
@@ -197,9 +288,14 @@ def quickest(paces: Sequence[Pace], *, least: float = 1.1) -> Way:
     ran = [one for one in paces if one.gains]
     if not ran:
         raise ApgdTeachError("nothing was measured; give what `pace` returns.")
-    best = max(ran, key=lambda one: median(one.gains))
-    sure = sorted(best.gains)[len(best.gains) // 4]
-    return best.way if sure >= least else PLAIN
+    plain = next(one for one in ran if one.way == PLAIN)
+
+    def pays(one: Pace) -> bool:
+        sure = sorted(one.gains)[len(one.gains) // 4]
+        saved = steps * (plain.seconds - one.seconds)
+        return not one.way.loader and sure >= least and saved > one.once - plain.once
+
+    return max(filter(pays, ran), key=lambda one: median(one.gains), default=plain).way
 
 
 def pace_table(name: str, paces: Sequence[Pace], device: str) -> Table:
@@ -234,13 +330,13 @@ def deterministic() -> Iterator[None]:
     """PyTorch refuses inside what may give other digits on the next run; for tests, and for who has to repeat a run.
 
     On CUDA the environment variable CUBLAS_WORKSPACE_CONFIG has to be set before the first matrix product of the
-    process; it is set here if nobody has.
+    process; inside it is set if nobody has. Processes that `parallel` starts inside are deterministic as well.
 
     Lesson: 08.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark = torch.backends.cudnn.benchmark
+    benchmark, workspace = torch.backends.cudnn.benchmark, os.environ.get(_WORKSPACE)
+    os.environ.setdefault(_WORKSPACE, ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
     try:
@@ -248,6 +344,11 @@ def deterministic() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warned)
         torch.backends.cudnn.benchmark = benchmark
+        if workspace is None:
+            os.environ.pop(_WORKSPACE, None)
+
+
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
 @torch.no_grad()
@@ -267,11 +368,46 @@ def in_blocks(forward: Forward, images: Tensor, *, block: int = 1000) -> Tensor:
 
     Lesson: 08.
     """
+    block = min(block, max(1, len(images)))
     while True:
         try:
             return torch.cat([forward(part) for part in images.split(block)])
-        except torch.OutOfMemoryError:
-            block = smaller(block, f"looking at {len(images):,} images")
+        except (RuntimeError, MemoryError) as error:
+            if not no_room(error):
+                raise
+        # Not in the handler: the sentence is to come without what the device said.
+        block = smaller(block, f"looking at {len(images):,} images")
+
+
+def no_room(error: BaseException) -> bool:
+    """Whether an error says that a device has no memory left: CUDA has a class for that, the others have words."""
+    words = ("out of memory", "alloc_failed", "can't allocate memory", "not enough memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+    )
+
+
+@contextmanager
+def room(doing: str) -> Iterator[None]:
+    """One sentence in place of a traceback where the device has no room for what cannot be made smaller here.
+
+    Args:
+        doing: what is done inside, for the sentence: "merging".
+
+    Raises:
+        ApgdTeachError: no memory is left.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not no_room(error):
+            raise
+    else:
+        return
+    raise ApgdTeachError(
+        f"the device is out of memory {doing}; close what else uses it, take fewer images or tasks, or use "
+        "device='cpu'."
+    )
 
 
 def smaller(size: int, doing: str) -> int:

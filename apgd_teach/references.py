@@ -17,6 +17,7 @@ from apgd_teach.data import Split
 from apgd_teach.errors import ApgdTeachError
 from apgd_teach.experts import Pool, joint_network
 from apgd_teach.guard import refuse_data
+from apgd_teach.machine import room
 from apgd_teach.merging import Merged, StateDict, fingerprint
 from apgd_teach.merging.audit import Audit, TensorRow
 from apgd_teach.merging.statedict import as_matrix, difference, norm
@@ -29,6 +30,7 @@ _Fact = tuple[str, str, Mapping[str, object]]
 """Of a tensor: policy, reason, and what else the audit's row says."""
 
 
+@room("merging by RegMean")
 def regmean(
     pool: Pool, *, images: int = 256, shrink: float = 0.95, split: str = "train", progress: bool = True
 ) -> Merged:
@@ -120,6 +122,7 @@ def gram_matrices(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
     return grams
 
 
+@room("merging by AdaMerging")
 def adamerging(
     pool: Pool,
     *,
@@ -170,10 +173,17 @@ def adamerging(
     network, heads = pool.encoder(), {task: pool.head(task) for task in sets}
     pictures = {task: part.images.to(pool.device) for task, part in sets.items()}
     base = {key: tensor.to(pool.device) for key, tensor in pool.base.items()}
-    tau = {
-        key: torch.stack([difference(tensor, pool.experts[task][key].to(pool.device)) for task in sets])
+    learned = dict(network.named_parameters())
+    # What a BatchNorm has counted is no weight: no gradient goes there, and the average stands in.
+    base |= {
+        key: _mean([pool.experts[task][key] for task in sets], tensor).to(tensor)
         for key, tensor in base.items()
-        if tensor.is_floating_point()
+        if tensor.is_floating_point() and key not in learned
+    }
+    tau = {
+        key: torch.stack([difference(base[key], pool.experts[task][key].to(pool.device)) for task in sets])
+        for key in base
+        if key in learned
     }
     rows = {key: row if layer_wise else 0 for row, key in enumerate(tau)}
     coefficients = torch.full((max(rows.values()) + 1, len(sets)), float(start), device=pool.device, requires_grad=True)
@@ -217,6 +227,7 @@ def adamerging(
     return _result(pool, "adamerging", settings, _ledger(split), state, facts)
 
 
+@room("looking at a network's predictions")
 @torch.no_grad()
 def entropy(pool: Pool, state: StateDict, *, images: int = 256, split: str = "train") -> dict[str, float]:
     """How unsure a network is of its answers: mean entropy of its predictions (nats) per task; no labels are read.
@@ -268,13 +279,14 @@ def joint(pool: Pool, recipe: Recipe | None = None, *, cache: Cache | None = Non
     return _result(pool, "joint", asdict(how), "labelled", network.tensors, facts)
 
 
+@room("measuring statistics again")
 @torch.no_grad()
 def recalibrated(pool: Pool, merged: Merged, *, images: int = 256, split: str = "train") -> Merged:
     """The same weights, with the running statistics of every BatchNorm measured again on images of all tasks.
 
     A merge can only average what each expert measured in *its own* network on *its own* images. Here batches that hold
-    equally many images of every task go through the merged network, and each BatchNorm keeps the mean over batches of
-    what it sees. No labels are read, and no weight changes.
+    equally many images of every task go through the merged network, and each BatchNorm keeps the mean over batches,
+    each by its number of images, of what it sees. No labels are read, and no weight changes.
 
     Args:
         pool: the data, and the kind of network.
@@ -283,7 +295,7 @@ def recalibrated(pool: Pool, merged: Merged, *, images: int = 256, split: str = 
         split: "train", "validation" or "test", which the audit then calls "test".
 
     Returns:
-        As of `merge`; `audit.data_used` is "unlabelled".
+        As of `merge`; `audit.data_used` is "unlabelled", or what `merged` used where that is more.
 
     Raises:
         ApgdTeachError: the network keeps no statistics, the pool has no task, there is no such split, or `images` is
@@ -301,25 +313,29 @@ def recalibrated(pool: Pool, merged: Merged, *, images: int = 256, split: str = 
     _check(len(norms) > 0, f"the network '{pool.network}' keeps no statistics, so there is nothing to measure again")
     for layer in norms.values():
         layer.reset_running_stats()
-        # None: the plain mean over all batches.
-        layer.momentum = None
         layer.train()
     parts = [part.images.to(pool.device) for part in sets.values()]
     fewest = min(len(part) for part in parts)
-    share = max(1, 128 // len(parts))
-    for begin in range(0, fewest, share):
-        network(torch.cat([part[begin : min(begin + share, fewest)] for part in parts]))
+    # As equal as can be: the variance of a batch of a few says little.
+    batches, seen = math.ceil(fewest * len(parts) / 128), 0
+    for some in torch.arange(fewest).tensor_split(batches):
+        seen += len(some)
+        for layer in norms.values():
+            layer.momentum = len(some) / seen
+        network(torch.cat([part[some.to(part.device)] for part in parts]))
     state = {key: tensor.cpu() for key, tensor in network.state_dict().items()}
-    rows = tuple(
-        replace(row, policy="train", reason=f"measured again on {images} images of each task")
-        if row.name.rpartition(".")[0] in norms and row.name.rpartition(".")[2] in ("running_mean", "running_var")
-        else row
-        for row in merged.audit.rows
-    )
-    return Merged(
-        {key: state[key].to(base) for key, base in merged.state_dict.items()},
-        replace(merged.audit, data_used=_ledger(split), rows=rows),
-    )
+    made = {key: state[key].to(base) for key, base in merged.state_dict.items()}
+
+    def told(row: TensorRow) -> TensorRow:
+        if row.name.rpartition(".")[0] not in norms or torch.equal(made[row.name], merged.state_dict[row.name]):
+            return row
+        base = pool.base[row.name]
+        moved = norm(difference(base, made[row.name])) if base.is_floating_point() else 0.0
+        reason = f"measured again on {fewest:,} images of each task"
+        return replace(row, policy="train", reason=reason, update_norm=moved)
+
+    used = max(merged.audit.data_used, _ledger(split), key=_weight)
+    return Merged(made, replace(merged.audit, data_used=used, rows=tuple(map(told, merged.audit.rows))))
 
 
 def _result(
@@ -368,6 +384,12 @@ def _pictures(what: str, pool: Pool, images: int, split: str) -> dict[str, Split
 def _ledger(split: str) -> str:
     """Images that accuracies are measured on are another matter than others, labels or not."""
     return "test" if split == "test" else "unlabelled"
+
+
+def _weight(used: str) -> int:
+    """How much a use of data weighs; what is not known weighs most."""
+    known = ("none", "unlabelled", "labelled", "test")
+    return known.index(used) if used in known else len(known)
 
 
 def _check(fine: bool, sentence: str) -> None:

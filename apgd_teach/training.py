@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from apgd_teach.augment import distorted
 from apgd_teach.data import Source, TaskData
 from apgd_teach.errors import ApgdTeachError
-from apgd_teach.machine import PLAIN, Way, in_blocks, smaller
+from apgd_teach.machine import PLAIN, Way, in_blocks, no_room, smaller
 from apgd_teach.models import make_encoder
 from apgd_teach.models import network as kind_of
 
@@ -323,7 +323,8 @@ def _descend(
     """Follow a recipe.
 
     Where the device has no room for a batch, it goes through the network in parts and their gradients are added up:
-    the step is the same one, but for rounding and for what a BatchNorm sees at once.
+    the step is the same one, but for rounding and for a BatchNorm, which sees the parts and, of a batch that was begun,
+    some of them twice.
 
     Args:
         what: is being trained, for the sentences.
@@ -354,8 +355,10 @@ def _descend(
                 try:
                     value = _backward(batch, at_once, loss)
                     break
-                except torch.OutOfMemoryError:
-                    at_once = smaller(at_once, f"training {what}")
+                except (RuntimeError, MemoryError) as error:
+                    if not no_room(error):
+                        raise
+                at_once = smaller(at_once, f"training {what}")
             nn.utils.clip_grad_norm_(parameters, how.clip)
             optimizer.step()
             # Reading the loss waits for a GPU: now and then is enough for a reader.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -26,6 +27,8 @@ __all__ = ["Pictures", "fetch_cifar", "has_batches", "read_archive", "read_batch
 
 # The largest batch has 31 MB, and one picture of 32 × 32 a few kilobytes.
 _MOST_BATCH, _MOST_PICTURE, _MOST_PICTURES = 40 * 2**20, 64 * 2**10, 100_000
+# The official archive has 163 MB.
+_MOST_ARCHIVE = 300 * 2**20
 _KINDS = (".jpg", ".jpeg", ".png")
 _SPLITS = ("train", "test")
 
@@ -77,6 +80,7 @@ def fetch_cifar(family: CifarFamily, root: Path, *, mirror: str | None, budget_s
             sha256=family.content,
             budget=Budget(budget_s),
             progress=progress,
+            most=_MOST_ARCHIVE,
         )
     except Failed as failure:
         if mirror is not None:
@@ -120,6 +124,9 @@ def read_archive(family: CifarFamily, path: Path) -> Pictures:
 
     Lesson: 08.
     """
+    with contextlib.suppress(OSError):
+        if path.stat().st_size > _MOST_ARCHIVE:
+            raise DataError(f"The archive '{path}' is larger than {family.title}'s; put the original file there.")
     packed = read_file(path, "name the archive as it was published")
     if hashlib.sha256(packed).hexdigest() != family.content:
         raise DataError(
@@ -152,8 +159,9 @@ def read_pictures(family: Family, place: Path) -> Pictures:
     """Pictures sorted by class, `train/<class>/<name>.jpg` and `test/<class>/…`, in a folder or a zip archive.
 
     An archive is read in memory: nothing of it is written anywhere, so no path in it can lead out of a folder. The
-    pictures are handed out in rounds, the first one of each class, then the second ones, in the order of their names:
-    what is taken from the front or the back is as balanced as the whole.
+    pictures are handed out in rounds, the first one of each class, then the second ones, in the order of their names,
+    and of a class with more of them more in a round: what is taken from the front or the back is as balanced as the
+    whole.
 
     Args:
         family: whose classes.
@@ -171,21 +179,24 @@ def read_pictures(family: Family, place: Path) -> Pictures:
         found = _sorted(family, place, files)
         for split, classes in found.items():
             images, labels = [], []
-            names = [[(label, name) for name in classes[one]] for label, one in enumerate(family.classes)]
-            for turn in range(max(map(len, names))):
-                for label, name in (some[turn] for some in names if turn < len(some)):
-                    content = files.read(name)
-                    inside = "/".join(PurePosixPath(name).parts[-3:])
-                    lines.append(f"{inside} {hashlib.sha256(content).hexdigest()}\n")
-                    images.append(_decoded(content, f"{place}/{name}", family.shape))
-                    labels.append(label)
+            turns = sorted(
+                ((turn + 0.5) / len(classes[one]), label, name)
+                for label, one in enumerate(family.classes)
+                for turn, name in enumerate(classes[one])
+            )
+            for _, label, name in turns:
+                content = files.read(name)
+                inside = "/".join(_parts(name)[-3:])
+                lines.append(f"{inside} {hashlib.sha256(content).hexdigest()}\n")
+                images.append(_decoded(content, f"{place}/{name}", family.shape))
+                labels.append(label)
             arrays[f"{split}_images"] = np.stack(images)
             arrays[f"{split}_labels"] = np.array(labels, np.uint8)
     return arrays, {"pictures": hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()}
 
 
 class _Folder:
-    """The files under a folder, by their paths in it; links that lead out of it are none of them."""
+    """The files under a folder, by their paths in it. A link to a file is that file; what is no file is left out."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -196,7 +207,8 @@ class _Folder:
             for folder, _, files in os.walk(self.root / split):
                 for file in files:
                     path = Path(folder, file)
-                    yield path.relative_to(self.root).as_posix(), path.stat().st_size if path.is_file() else 0
+                    if path.is_file():
+                        yield path.relative_to(self.root).as_posix(), path.stat().st_size
 
     def read(self, name: str) -> bytes:
         """One file."""
@@ -216,24 +228,31 @@ class _Zip:
             DataError: a path would lead out of a folder.
         """
         for entry in self.archive.infolist():
-            path = PurePosixPath(entry.filename.replace("\\", "/"))
-            if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+            parts = _parts(entry.filename)
+            if entry.filename.startswith(("/", "\\")) or ".." in parts or any(":" in part for part in parts):
                 raise DataError(
                     f"The archive '{self.place}' has a path that leads out of it, '{entry.filename}'; it is not used."
                 )
-            if not entry.is_dir():
-                yield entry.filename, entry.file_size
+            if entry.is_dir():
+                continue
+            # Of these alone is no more unpacked than is asked for, whatever size the archive claims.
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise DataError(
+                    f"The archive '{self.place}' is packed in another way than zip archives usually are, at "
+                    f"'{entry.filename}'; pack it again, without options."
+                )
+            yield entry.filename, entry.file_size
 
     def read(self, name: str) -> bytes:
         """One file: no more of it than the size that was looked at."""
         try:
             with self.archive.open(name) as file:
                 return file.read(_MOST_PICTURE)
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, OSError, EOFError) as error:
             raise DataError(f"The archive '{self.place}' is damaged at '{name}' ({error}); get it again.") from error
 
 
-@contextmanager
+@contextlib.contextmanager
 def _opened(place: Path) -> Iterator[_Folder | _Zip]:
     if place.is_dir():
         yield _Folder(place)
@@ -251,10 +270,12 @@ def _sorted(family: Family, place: Path, files: _Folder | _Zip) -> Mapping[str, 
     found: dict[str, dict[str, list[str]]] = {split: {one: [] for one in family.classes} for split in _SPLITS}
     count = 0
     for name, size in files.names():
-        parts = PurePosixPath(name).parts
-        # A zip may have a folder of its own around everything.
+        parts = _parts(name)
+        # A zip may have a folder of its own around everything. macOS puts notes on files beside them.
         split, one = parts[-3:-1] if len(parts) >= 3 else ("", "")
         if split not in found or one not in found[split] or not name.lower().endswith(_KINDS):
+            continue
+        if "__MACOSX" in parts or parts[-1].startswith("._"):
             continue
         count += 1
         if size > _MOST_PICTURE or count > _MOST_PICTURES:
@@ -272,6 +293,11 @@ def _sorted(family: Family, place: Path, files: _Folder | _Zip) -> Mapping[str, 
     return found
 
 
+def _parts(name: str) -> tuple[str, ...]:
+    """The parts of a path in a folder or an archive; some programs write it with backslashes."""
+    return PurePosixPath(name.replace("\\", "/")).parts
+
+
 def _decoded(content: bytes, where: str, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     """A picture (row, column, channel=3)."""
     try:
@@ -280,6 +306,6 @@ def _decoded(content: bytes, where: str, shape: tuple[int, int, int]) -> NDArray
             if image.size == (shape[2], shape[1]):
                 return np.asarray(image.convert("RGB"))
             said = f"has {image.size[0]} × {image.size[1]} pixels"
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         said = f"is no picture that can be read ({error})"
     raise DataError(f"'{where}' {said}; pictures here are JPEG or PNG of {shape[2]} × {shape[1]} pixels.")

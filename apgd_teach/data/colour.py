@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,7 +118,7 @@ def open_colour(
 def _named(cifar: CifarFamily, place: Path, per_class: int | None) -> Source:
     """What a user has named, whatever form it has."""
     filename, official = cifar.dataset.filename, f"All of {cifar.title}, from a place that was named"
-    if place.is_file() and place.suffix != ".zip":
+    if place.is_file() and place.suffix.lower() != ".zip":
         return _source(cifar, "cifar10", official, read_archive(cifar, place), per_class)
     if place.is_dir():
         for root in (place, place / cifar.dataset.__name__):
@@ -137,7 +138,8 @@ def _named(cifar: CifarFamily, place: Path, per_class: int | None) -> Source:
     known = pictures[1]["pictures"] == _JPEG_25K
     tier = "cifar10-jpeg-25k" if known else "pictures"
     what = f"25,000 images of {cifar.title} as JPEG" if known else f"Pictures under the classes of {cifar.title}"
-    return _source(cifar, tier, f"{what}, from a place that was named", pictures, per_class)
+    family = cifar if known else replace(cifar, title=f"pictures under {cifar.title}'s classes")
+    return _source(family, tier, f"{what}, from a place that was named", pictures, per_class)
 
 
 def _generated(note: str, per_class: int | None) -> Source:

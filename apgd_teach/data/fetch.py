@@ -121,6 +121,7 @@ def fetch(
     budget: Budget,
     progress: bool,
     unpacked: Unpack | None = None,
+    most: int = 100 * 2**20,
 ) -> bytes:
     """The content of an archive, from the first address that gives the right one.
 
@@ -135,6 +136,7 @@ def fetch(
         budget: the time that is left.
         progress: show a bar of text.
         unpacked: the content from the archive's bytes and its path; without it they are the content themselves.
+        most: bytes that the archive may have: no address sends more than that.
 
     Raises:
         Failed: no address gave it.
@@ -146,7 +148,7 @@ def fetch(
         part = folder / f"{address.rpartition('/')[2]}.part"
         for _ in range(_ATTEMPTS):
             try:
-                return _fetch_once(address, part, md5, sha256, budget, progress, unpacked)
+                return _fetch_once(address, part, md5, sha256, budget, progress, unpacked, most)
             except Failed as failure:
                 failures.append(f"{urlsplit(address).netloc or 'file'}: {failure}")
                 if failure.final:
@@ -155,16 +157,16 @@ def fetch(
 
 
 def _fetch_once(
-    address: str, part: Path, md5: str, sha256: str, budget: Budget, progress: bool, unpacked: Unpack | None
+    address: str, part: Path, md5: str, sha256: str, budget: Budget, progress: bool, unpacked: Unpack | None, most: int
 ) -> bytes:
     start, content = 0, b""
     with writing(part):
-        if os.path.isfile(part):
+        if os.path.isfile(part) and part.stat().st_size <= most:
             start, content = part.stat().st_size, _content(part, unpacked)
     # Complete already, when only the unpacked file found no room the last time.
     if hashlib.sha256(content).hexdigest() == sha256:
         return content
-    _receive(address, part, start, budget, progress)
+    _receive(address, part, start, budget, progress, most)
     with writing(part):
         content = _content(part, unpacked)
         if hashlib.sha256(content).hexdigest() == sha256:
@@ -186,7 +188,7 @@ def _content(part: Path, unpacked: Unpack | None) -> bytes:
         return b""
 
 
-def _receive(address: str, part: Path, start: int, budget: Budget, progress: bool) -> None:
+def _receive(address: str, part: Path, start: int, budget: Budget, progress: bool, most: int) -> None:
     """Append to `part` what is missing after its first `start` bytes, or write it anew if the server cannot resume."""
     headers = {"User-Agent": "apgd_teach"}
     if start:
@@ -202,8 +204,11 @@ def _receive(address: str, part: Path, start: int, budget: Budget, progress: boo
         ):
             received = start
             for chunk in stream:
-                out.write(chunk)
                 received += len(chunk)
+                if received > most:
+                    out.truncate(0)
+                    raise Failed(f"it sends more than {most:,} bytes", final=True)
+                out.write(chunk)
                 bar.update(len(chunk))
     if stream.end is not None and received != stream.end:
         raise Failed(f"the connection broke after {received:,} of {stream.end:,} bytes")

@@ -64,6 +64,9 @@ class Split:
     name: str
     _images: Tensor = field(repr=False)
     _labels: Tensor = field(repr=False)
+    places: Tensor = field(repr=False)
+    """(image,) int64: which picture of the family's split each is, counted from 0. Two tasks of a family may show the
+    same pictures, or only some of them."""
 
     @property
     def images(self) -> Tensor:
@@ -88,11 +91,11 @@ class Split:
         """
         if n < 1:
             raise ValueError(f"first({n}) of {self.task}, {self.name}: ask for at least one image")
-        return Split(self.task, self.name, self._images[:n], self._labels[:n])
+        return Split(self.task, self.name, self._images[:n], self._labels[:n], self.places[:n])
 
     def to(self, device: torch.device | str) -> Split:
         """The same split on `device`."""
-        return Split(self.task, self.name, self.images.to(device), self.labels.to(device))
+        return Split(self.task, self.name, self.images.to(device), self.labels.to(device), self.places)
 
 
 class TaskData:
@@ -128,6 +131,10 @@ class TaskData:
     def __repr__(self) -> str:
         return f"TaskData({self.name!r}, tier={self.tier!r})"
 
+    def __getstate__(self) -> dict[str, object]:
+        """Without the splits, which another process makes again: in float32 they are four times as large."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("train", "validation", "test")}
+
     @cached_property
     def recipe(self) -> str:
         return self._task.recipe
@@ -148,17 +155,24 @@ class TaskData:
         refuse_data(f"the images of {self.name}, {name}")
         pixels, numbers = self._data.part(name)
         chosen = self._task.variant.classes
+        places = np.arange(len(numbers))
         if chosen is not None:
             ours = np.isin(numbers, chosen)
+            places = places[ours]
             pixels, numbers = (
                 pixels[ours],
                 np.argsort(chosen).astype(np.uint8)[np.searchsorted(np.sort(chosen), numbers[ours])],
+            )
+        if not len(numbers):
+            raise DataError(
+                f"The task '{self.name}' has no picture for {name}: its data have too few of its classes; take more "
+                "pictures, or another task."
             )
         # Copied on the way to float32, so that the arrays behind stay as they were read.
         images = torch.from_numpy(pixels.astype(np.float32) / np.float32(255))
         images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
         labels = torch.from_numpy(numbers.astype(np.int64))
-        return Split(self.name, name, self._task.apply(images, name), labels)
+        return Split(self.name, name, self._task.apply(images, name), labels, torch.from_numpy(places))
 
 
 class Source:

@@ -59,15 +59,19 @@ def right_vectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """`torch.linalg.eigh` of a symmetric matrix (…, n, n), in float64 where float32 fails, with an error or with NaN.
 
-    LAPACK's does where many rows of τ are exactly zero (inputs that were always off, units that never fired).
+    LAPACK's does where many rows of τ are exactly zero (inputs that were always off, units that never fired). Apple's
+    devices (MPS) have no float64, and in older releases of PyTorch not this decomposition: for them the CPU makes it.
     """
+    if matrix.device.type == "mps":
+        values, vectors = (one.to(matrix.device) for one in eigh(matrix.cpu()))
+        return values, vectors
     try:
         values, vectors = torch.linalg.eigh(matrix)
     except torch.linalg.LinAlgError:
-        if matrix.dtype == torch.float64 or matrix.device.type == "mps":
+        if matrix.dtype == torch.float64:
             raise
     else:
-        if _numbers(values, vectors) or matrix.dtype == torch.float64 or matrix.device.type == "mps":
+        if _numbers(values, vectors) or matrix.dtype == torch.float64:
             return values, vectors
     values, vectors = (one.to(matrix.dtype) for one in torch.linalg.eigh(matrix.double()))
     return values, vectors
@@ -156,7 +160,11 @@ def shared_basis(task_vectors: Tensor, keep: int, *, per_task: int | None = None
     shared, lengths = left_vectors(together) if tasks > 1 else alone
     shared = shared[:, : min(keep, int((_inverse(lengths) > 0).sum()))]
     # Weak directions of a tall matrix come out askew, and a projector of those would not project.
-    return torch.linalg.qr(shared).Q if shared.shape[1] else shared
+    if not shared.shape[1]:
+        return shared
+    # Not every release of PyTorch has this decomposition on MPS.
+    there = shared.cpu() if shared.device.type == "mps" else shared
+    return torch.linalg.qr(there).Q.to(shared.device)
 
 
 def projector(basis: Tensor) -> Tensor:
