@@ -197,17 +197,24 @@ def difference(one: Scores, other: Scores) -> Difference:
     if set(one) != set(other) or any(len(one[task].right) != len(other[task].right) for task in one):
         raise ApgdTeachError("these scores are of different tasks or images; score both with one Evaluator.")
     each = {task: one[task].right.double() - other[task].right.double() for task in one}
-    counts = [len(values) for values in each.values()]
-    shown = {task: _places(one[task]) for task in one}
     mean = sum(float(values.mean()) for values in each.values()) / len(each)
-    if min(counts) < 2:
-        return Difference(100 * mean, math.nan)
-    # The tasks of a family show the same pictures, so what an image does to the mean is added up before it is squared.
+    return Difference(100 * mean, 100 * 1.96 * _deviation(each, one))
+
+
+def _deviation(each: Mapping[str, Tensor], scores: Scores) -> float:
+    """The standard deviation of the mean over tasks and images of what `each` has per image, by task (image,).
+
+    The tasks of a family show the same pictures, so what a picture does to the mean is added up before it is squared.
+    NaN where a task has one image.
+    """
+    if min(map(len, each.values())) < 2:
+        return math.nan
+    shown = {task: _places(scores[task]) for task in each}
     pulls = torch.zeros(1 + max(int(places.max()) for places in shown.values()), dtype=torch.float64)
     for task, values in each.items():
         n = len(values)
         pulls[shown[task]] += (values - values.mean()) / (len(each) * math.sqrt(n * (n - 1)))
-    return Difference(100 * mean, 100 * 1.96 * float(pulls.square().sum().sqrt()))
+    return float(pulls.square().sum().sqrt())
 
 
 def _places(score: Score) -> Tensor:
@@ -310,13 +317,24 @@ class Comparison:
         return (self.average(label) - self.average("base")) / room if room > 0 else math.nan
 
     def recovered_words(self, label: str) -> str:
-        """`recovered` in per cent, with what the interval of `against` leaves open: "76 ± 9"; "–" where it is NaN."""
-        room = self.average("experts") - self.average("base")
-        if not room > 0:
+        """`recovered` in per cent, with its 95 % interval over test images: "76 ± 9"; "–" where it is NaN.
+
+        What was gained and what there was to gain are both measured on these images, so both are in the interval (the
+        delta method: the deviation of gained − share · to gain, over what there was to gain).
+        """
+        share, room = self.recovered(label), self.average("experts") - self.average("base")
+        if math.isnan(share):
             return "–"
-        margin = self.against(label).margin
-        share = f"{100 * self.recovered(label):.0f}".replace("-", "−")
-        return f"{share} ± {'–' if math.isnan(margin) else f'{100 * margin / room:.0f}'}"
+        merged, base, experts = (self._scores(one) for one in (label, "base", "experts"))
+        each = {
+            task: merged[task].right.double()
+            - (1 - share) * base[task].right.double()
+            - share * experts[task].right.double()
+            for task in merged
+        }
+        margin = 1.96 * 100 * _deviation(each, merged) / room
+        said = f"{100 * share:.0f}".replace("-", "−")
+        return f"{said} ± {'–' if math.isnan(margin) else f'{100 * margin:.0f}'}"
 
     def gap(self, label: str) -> dict[str, float]:
         """Lⱼ(θ*) − Lⱼ(θⱼ) per task, in nats: how much more loss than the task's own expert.

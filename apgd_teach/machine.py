@@ -407,7 +407,7 @@ def room(doing: str) -> Iterator[None]:
     raise ApgdTeachError(
         f"the device is out of memory {doing}; close what else uses it, take fewer images or tasks, or use "
         "device='cpu'."
-    )
+    ) from None
 
 
 def smaller(size: int, doing: str) -> int:

@@ -196,7 +196,7 @@ def read_pictures(family: Family, place: Path) -> Pictures:
 
 
 class _Folder:
-    """The files under a folder, by their paths in it. A link to a file is that file; what is no file is left out."""
+    """The files under a folder, by their paths in it. A link to a file is that file."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -207,8 +207,9 @@ class _Folder:
             for folder, _, files in os.walk(self.root / split):
                 for file in files:
                     path = Path(folder, file)
-                    if path.is_file():
-                        yield path.relative_to(self.root).as_posix(), path.stat().st_size
+                    # A link to nowhere is kept, to be missed when it is read; a pipe or a device is none of them.
+                    if path.is_file() or not path.exists():
+                        yield path.relative_to(self.root).as_posix(), path.stat().st_size if path.exists() else 0
 
     def read(self, name: str) -> bytes:
         """One file."""

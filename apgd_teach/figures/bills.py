@@ -94,12 +94,16 @@ class Bill:
 
     def words(self, experts: str) -> str:
         """What one of the two tasks pays and the other one saves, with intervals, and whether both are shown."""
+        if len(set(self.sweeps[experts].own.values())) == 1:
+            (only,) = set(self.sweeps[experts].own.values())
+            return (
+                f"**{experts.capitalize()} experts: not shown in this run.** All tasks want λ = {only:g}, of those "
+                "that were tried: there are no two to compare."
+            )
         one, other = self.trades[experts]
         shown = one.shown and other.shown
         better = [f"*{each.title}*" for each in (one, other) if each.shown]
         aside = "" if shown else f" {'Only ' + better[0] if better else 'Neither'} clearly does better at its own λ."
-        if not shown and self.sweeps[experts].common == 0:
-            aside += " Where every common step is too long for most tasks, there is little to trade."
         return (
             f"**{experts.capitalize()} experts: {'shown' if shown else 'not shown in this run'}.** *{one.title}* wants "
             f"λ = {one.own:g} and *{other.title}* {other.own:g}. On test images, moving from the first to the second "

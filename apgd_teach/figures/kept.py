@@ -83,10 +83,20 @@ class SideBySide:
         """The labels of the methods that chose the smallest λ that they were offered."""
         return [label for label, tried in self.tried.items() if self.coefficients[experts][label] == min(tried)]
 
+    def _end(self, experts: str, label: str) -> str:
+        tried, chosen = self.tried.get(label, ()), self.coefficients[experts][label]
+        return " (least)" if label in self.least(experts) else " (most)" if tried and chosen == max(tried) else ""
+
     def best(self, experts: str) -> str:
         """The label of the highest mean accuracy."""
         scored = self.scored[experts]
         return max(scored.merged, key=scored.average)
+
+    def ahead(self, experts: str) -> list[str]:
+        """The labels of the methods that are better than the rival by the intervals over test images."""
+        scored = self.scored[experts]
+        others = [label for label in scored.merged if label != self.rival]
+        return [label for label in others if scored.against(label, self.rival).verdict == "better"]
 
     def fairest(self, experts: str) -> str:
         """The label of the highest accuracy of the worst task."""
@@ -104,9 +114,7 @@ class SideBySide:
             return (
                 shown,
                 *((kept.entries, kept.energy, kept.directions) if kept else (None, None, None)),
-                (f"{self.coefficients[experts][label]:g}" + " (least)" * (label in self.least(experts)))
-                if merged
-                else "–",
+                f"{self.coefficients[experts][label]:g}{self._end(experts, label)}" if merged else "–",
                 scored.average(label),
                 str(scored.against(label)) if merged else "–",
                 str(scored.against(label, rival)) if merged and label != rival else "–",
@@ -133,8 +141,8 @@ class SideBySide:
             note="TIES: what is left after the election. Against: points of the mean, with the 95 % interval over test "
             "images. λ: of the averages 1/T, of all others chosen on validation images from a short list without 0 (of "
             "task-aware λ, the coefficient c), with the base's biases, so that it may differ from the λ of the sweep; "
-            "(least): the smallest of the list. Where rows stand there, they say how little harm a short step does, "
-            "and not how well a method merges. "
+            "(least), (most): the smallest, the largest of the list. Where rows of the smallest stand there, they say "
+            "how little harm a short step does, and not how well a method merges. "
             f"{scored.tier}.",
         )
 

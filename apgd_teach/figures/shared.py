@@ -28,6 +28,7 @@ __all__ = [
     "overlap",
     "shuffled",
     "sixth",
+    "turned",
 ]
 
 
@@ -75,6 +76,14 @@ def shuffled(vectors: Tensor, seed: int = 0) -> Tensor:
     flat = vectors.flatten(1)
     order = torch.stack([torch.randperm(flat.shape[1], generator=generator, device="cpu") for _ in flat])
     return flat.gather(1, order.to(flat.device)).view_as(vectors)
+
+
+def turned(vectors: Tensor, seed: int = 0) -> Tensor:
+    """Every τ of (task, out, in) with its outputs turned by a random rotation of its own."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    tasks, out, _ = vectors.shape
+    rotations = torch.linalg.qr(torch.randn(tasks, out, out, generator=generator, device="cpu")).Q
+    return rotations.to(vectors) @ vectors
 
 
 @dataclass(frozen=True)
@@ -175,19 +184,28 @@ class Held:
         directions: k of each layer, and out.
         real: of τᵢ, mean over tasks; the least of any task; of the mean of all τᵢ.
         shuffled: the same of task vectors with shuffled entries, in the subspace that is built from these.
+        turned: the same of Qᵢτᵢ with a random rotation Qᵢ for each task: singular values as they were, output
+            directions that are shared by chance.
     """
 
     directions: dict[str, tuple[int, int]]
     real: dict[str, tuple[float, float, float]]
     shuffled: dict[str, tuple[float, float, float]]
+    turned: dict[str, tuple[float, float, float]]
 
     def table(self) -> Table:
         """One row per layer (%)."""
-        names = ("τᵢ, mean over tasks", "τᵢ, least", "mean τ")
+        names = ("τᵢ, mean over tasks", "mean τ")
+        kinds = {"": self.real, "turned: ": self.turned, "shuffled: ": self.shuffled}
         return Table(
-            ("layer", "k", "chance", *names, *(f"shuffled: {name}" for name in names)),
+            ("layer", "k", "chance", *(f"{kind}{name}" for kind in kinds for name in names)),
             [
-                (layer, k, 100 * k / out, *(100 * one for one in (*self.real[layer], *self.shuffled[layer])))
+                (
+                    layer,
+                    k,
+                    100 * k / out,
+                    *(100 * one for kind in kinds.values() for one in (kind[layer][0], kind[layer][2])),
+                )
                 for layer, (k, out) in self.directions.items()
             ],
             caption="Share of ‖·‖² inside the shared subspace (%)",
@@ -199,7 +217,7 @@ def measure_held(vectors: Mapping[str, Tensor], *, seed: int = 0) -> Held:
 
     Args:
         vectors: by layer, τ (task, out, in), as `layer_vectors` gives it; r = min(out, in) is 6 or more.
-        seed: of the shuffling.
+        seed: of the shuffling and the rotations.
 
     Source: method.md §2.5. Lesson: 05.
     """
@@ -213,6 +231,7 @@ def measure_held(vectors: Mapping[str, Tensor], *, seed: int = 0) -> Held:
         directions={layer: (min(taus.shape[1:]) // 6, taus.shape[1]) for layer, taus in vectors.items()},
         real={layer: shares(taus) for layer, taus in vectors.items()},
         shuffled={layer: shares(shuffled(taus, seed)) for layer, taus in vectors.items()},
+        turned={layer: shares(turned(taus, seed)) for layer, taus in vectors.items()},
     )
 
 

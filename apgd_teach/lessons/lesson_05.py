@@ -155,74 +155,72 @@ SHARED = Problem(
 COMPLEMENT = Problem(
     name="05.3",
     question=(
-        "Write `off_the_shared(gradient, basis, hold)`: what is left of a gradient (out, in) when the shared subspace "
-        "is protected. Its orthonormal basis U is (out, k); `hold` (k,) says of each of its directions which share is "
-        "taken away: 1 all of it, a wall; 0 nothing; in between, a soft protection."
+        "Write `off_the_shared(matrix, basis, hold)`: what is left of a matrix (out, in), the way that a merge goes, "
+        "when the shared subspace is protected. Its orthonormal basis U is (out, k); `hold` (k,) says of each of its "
+        "directions which share is taken away: 1 all of it, a wall; 0 nothing; in between, a soft protection."
     ),
-    stub="def off_the_shared(gradient, basis, hold):\n    ...\n",
+    stub="def off_the_shared(matrix, basis, hold):\n    ...\n",
     code=(
-        "def off_the_shared(gradient, basis, hold):\n"
-        "    return gradient - basis @ (hold[:, None] * (basis.T @ gradient))\n"
+        "def off_the_shared(matrix, basis, hold):\n    return matrix - basis @ (hold[:, None] * (basis.T @ matrix))\n"
     ),
     # Square, so that P on the wrong side is a wrong answer and not an error.
     cases=[
         {
-            "gradient": normal(5, 5, seed=5),
+            "matrix": normal(5, 5, seed=5),
             "basis": torch.linalg.qr(normal(5, 2, seed=6)).Q,
             "hold": torch.tensor([1.0, 0.25]),
         },
         {
-            "gradient": normal(6, 6, seed=7),
+            "matrix": normal(6, 6, seed=7),
             "basis": torch.linalg.qr(normal(6, 3, seed=8)).Q,
             "hold": torch.tensor([0.75, 0.0, 0.5]),
         },
     ],
     wrong=[
         Wrong(
-            lambda gradient, basis, hold: basis @ (hold[:, None] * (basis.mT @ gradient)),
-            "this is the part that is *held*. Asked for is what is left when that is taken away from the gradient.",
+            lambda matrix, basis, hold: basis @ (hold[:, None] * (basis.mT @ matrix)),
+            "this is the part that is *held*. Asked for is what is left when that is taken away from the matrix.",
         ),
         Wrong(
-            lambda gradient, basis, hold: basis @ (basis.mT @ gradient),
-            "this is the whole part *inside* the shared subspace: P ∇, projected into it. Asked for is what is left "
+            lambda matrix, basis, hold: basis @ (basis.mT @ matrix),
+            "this is the whole part *inside* the shared subspace: P X, projected into it. Asked for is what is left "
             "when the held share of that is taken away.",
         ),
         Wrong(
-            lambda gradient, basis, hold: gradient - basis @ (basis.mT @ gradient),
-            "every direction is taken away whole: that is the wall, (I − P) ∇. Here each is held by its own share, "
+            lambda matrix, basis, hold: matrix - basis @ (basis.mT @ matrix),
+            "every direction is taken away whole: that is the wall, (I − P) X. Here each is held by its own share, "
             "`hold`.",
         ),
         Wrong(
-            lambda gradient, basis, hold: gradient - basis @ ((1 - hold)[:, None] * (basis.mT @ gradient)),
+            lambda matrix, basis, hold: matrix - basis @ ((1 - hold)[:, None] * (basis.mT @ matrix)),
             "1 and 0 are exchanged: a share of 1 means that nothing of that direction is left.",
         ),
         Wrong(
-            lambda gradient, basis, hold: gradient + basis @ (hold[:, None] * (basis.mT @ gradient)),
+            lambda matrix, basis, hold: matrix + basis @ (hold[:, None] * (basis.mT @ matrix)),
             "the held part is added a second time, where it should be taken away.",
         ),
         Wrong(
-            lambda gradient, basis, hold: gradient - ((gradient @ basis) * hold) @ basis.mT,
+            lambda matrix, basis, hold: matrix - ((matrix @ basis) * hold) @ basis.mT,
             "P stands on the right here, and acts on the inputs. The basis is of the outputs: P belongs on the left.",
         ),
         Wrong(
-            lambda gradient, basis, hold: gradient - (basis * hold) @ ((basis * hold).mT @ gradient),
+            lambda matrix, basis, hold: matrix - (basis * hold) @ ((basis * hold).mT @ matrix),
             "each share counts twice, as its square: it belongs to one of the two factors of U Uᵀ only.",
         ),
         Wrong(
-            lambda gradient, basis, hold: hold[:, None] * (basis.mT @ gradient),
-            "these are the gradient's coordinates in the shared subspace, k of them, and no longer a gradient of this "
-            "layer.",
+            lambda matrix, basis, hold: hold[:, None] * (basis.mT @ matrix),
+            "these are the coordinates in the shared subspace, k rows of them, and no longer a matrix of this layer.",
         ),
         Wrong(
-            lambda gradient, basis, hold: gradient - basis @ (basis.mT @ gradient) * hold.mean(),
+            lambda matrix, basis, hold: matrix - basis @ (basis.mT @ matrix) * hold.mean(),
             "one share for all directions, their mean. Each direction has its own.",
         ),
     ],
     hints=[
-        "Uᵀ ∇ (k, in) are the gradient's coordinates in the subspace: one row per direction. Scale each row by its "
+        "Uᵀ X (k, in) are the coordinates in the subspace: one row per direction. Scale each row by its "
         "share, turn it back into outputs with U, and take it away.",
         "`hold[:, None]` is (k, 1), and multiplies row by row.",
-        "`gradient - basis @ (hold[:, None] * (basis.T @ gradient))`.",
+        "`matrix - basis @ (hold[:, None] * (basis.T @ matrix))`.",
     ],
 )
 

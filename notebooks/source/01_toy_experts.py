@@ -193,8 +193,8 @@ say(
 # %% [markdown]
 # ### Structured
 #
-# Is $\tau$ just noise of that length? Two tests, each against a control that has the same numbers in another order:
-# every $\tau$ with its entries shuffled inside each layer.
+# Is $\tau$ just noise of that length? One test here (and one in depth, *Related*), against a control that has the same
+# numbers in another order: every $\tau$ with its entries shuffled inside each layer.
 #
 # **Directions.** Seen as a matrix, $\tau = U \Sigma V^\top$, with the singular values $s_k$ on $\Sigma$'s diagonal. If
 # a few singular values carry most of the energy $\sum_k s_k^2$, fine-tuning moved the layer in a few directions only.
@@ -290,9 +290,10 @@ panel(
 # In JupyterLab the list above chooses the layer; without a running kernel you see two of them. Is the broad grey curve
 # of the shuffled numbers equally far from the others in every layer? Compare how many directions each layer has. And is
 # it fine-tuning that is so simple, or the network? The thick black curve, dashed, is that of the base's own weights: if
-# it is steep too, part of it is the network, and fine-tuning only what lies above it.
-# (In the last layer the head is near: it reads ten classes off the features, and asks for few directions. Look at a
-# layer further away from it, `conv3.weight`.)
+# it is steep too, steepness alone says little of fine-tuning. (The shuffle excludes random numbers of these sizes and
+# no more: a step of few gradients has few directions because it is short.) (In the last layer the head is near: it
+# reads ten classes off the features, and asks for few directions. Look at a layer further away from it,
+# `conv3.weight`.)
 
 # %%
 say(

@@ -673,16 +673,15 @@ silent = [label for label, one in tried.items() if one.worse and not one.warned]
 alarmed = [label for label, one in tried.items() if one.warned and not one.worse]
 shown = without[0] > 0.5 and heat.ratios[-1] > heat.ratios[0]
 say(
-    "**The gap can be estimated without data, and where that estimate breaks: "
-    f"{'shown' if shown else 'not shown in this run'}.** What can be estimated is, near the base, the order of the "
-    "tasks by what averaging changes for them.\n\n"
+    "**Near the base the order of the tasks by what averaging changes for them can be estimated without data, and the "
+    f"estimate breaks farther away: {'shown' if shown else 'not shown in this run'}.** The size of a gap cannot.\n\n"
     f"**It works near the base.** From the weights of gently fine-tuned experts alone (‖τ‖ is {heat.lengths[0]:.0f} % "
     "of ‖θ₀‖) the tasks are ordered by what averaging changes for them with a rank correlation of "
     f"{r(without[0])}. (The order of the gaps themselves is less of a feat: with mild experts the estimate has "
     f"{r(average.gaps)}, and the lengths ‖τ‖² alone have {r(spearman(lengths, measured))}.) As a number it is wrong "
     f"even there: with true gradients the base's gap comes out {heat.ratios[0]:.1f} times as large as it is; a "
     "parabola explains a factor of up to two.\n\n"
-    "**It breaks in three places.**\n\n"
+    "**Where it is weaker, or breaks.**\n\n"
     f"* Other merges of mild experts: for *{weakest}* the correlation is {r(changed[weakest])}, for the others "
     f"{r(sorted(orders)[1])} to {r(max(orders))}.\n"
     f"* Between merges: six of them are ordered with {r(between)}. The audit was silent where the gap became larger "

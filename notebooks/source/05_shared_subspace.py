@@ -180,8 +180,8 @@ overlaps.table()
 say(
     f"{overlaps.above} of the {len(overlaps.across)} pairs of two families overlap more than any random pair. One task "
     f"from two bases has {100 * overlaps.elsewhere[0]:.1f} %, near the {100 * overlaps.chance:.1f} % of chance: what "
-    "is shared is not in the task alone. It needs a common base, because another base numbers its output units in "
-    "another way.",
+    "is shared is not in the task alone. It needs a common base, perhaps because another base numbers its output units "
+    "in another way.",
     holds={
         "pairs of one base overlap more than random pairs": min(overlaps.within + overlaps.across)
         > max(overlaps.random),
@@ -244,8 +244,9 @@ assert merging.principal_angles(U, merging.shared_basis(tau, k)).max() < 1  # de
 
 # %% [markdown]
 # The counts of all directions, beside those of *random* subspaces. On which side of `r // 6` does the tasks' line meet
-# the random one? (The words below the picture say where, and so does the table of its numbers.) Where it is before, the
-# last directions that the paper protects are no more shared than by chance.
+# the random one? (It must meet it somewhere: both add up to $T$ times `r // T`. The words below the picture say where,
+# and so does the table of its numbers.) Where it is before, the last directions that the paper protects are counted
+# less often than a random construction counts its own.
 
 # %%
 from apgd_teach.figures import Slider, draw_sharing, measure_sharing, panel
@@ -263,8 +264,9 @@ panel(
 # ## How much of the updates is in it? · in depth
 #
 # A subspace of $k$ directions that was *built from* the task vectors holds more of them than $k / \text{out}$, whatever
-# they are. So beside chance there is a second control: the same construction from the same numbers, shuffled inside
-# every $\tau_i$ as in lesson 01.
+# they are. So beside chance there are two controls, built in the same way: from the same numbers, shuffled inside every
+# $\tau_i$ as in lesson 01; and from the $\tau_i$ with their outputs *turned*, each by a rotation of its own, which keep
+# the few strong directions of each task and share them by chance only.
 
 # %%
 from apgd_teach.figures import measure_held
@@ -273,15 +275,17 @@ held = measure_held(taus["mild"], seed=SEED)
 held.table()
 
 # %%
-(each, _, common), (each_by_chance, _, common_by_chance) = held.real[LAYER], held.shuffled[LAYER]
+(each, _, common), (each_by_chance, _, common_by_chance) = held.real[LAYER], held.turned[LAYER]
 say(
     f"In `{LAYER}` the {k} shared directions are {100 * k / out:.1f} % of all and hold {100 * each:.0f} % of a task "
-    f"vector on average, and {100 * common:.0f} % of the mean of all. Built in the same way from shuffled numbers, a "
-    f"subspace holds {100 * each_by_chance:.0f} % and {100 * common_by_chance:.0f} %.",
+    f"vector on average, and {100 * common:.0f} % of the mean of all. Built in the same way from the turned task "
+    f"vectors, a subspace holds {100 * each_by_chance:.0f} % and {100 * common_by_chance:.0f} %; from shuffled numbers "
+    f"{100 * held.shuffled[LAYER][0]:.0f} % and {100 * held.shuffled[LAYER][2]:.0f} %.",
     holds={
         "the shared subspace holds more of every task vector than a shuffled one of its own": all(
             real[1] > max(held.shuffled[layer][0], 1 / 6) for layer, real in held.real.items()
-        )
+        ),
+        "it holds more of the mean than one of turned task vectors": common > common_by_chance,
     },
     facts={"05.inside_mean": 100 * common, "05.inside_chance": 100 * k / out},
 )
@@ -302,36 +306,39 @@ say(
 # * into, $\Pi = P$: $(I - P) M$ stays as it is and $P M$ becomes $P M - \alpha P \nabla$. Only what is shared moves.
 # * onto the complement, $\Pi = I - P$: $P M$ becomes $P M - \alpha P (I - P) \nabla = P M$. What is shared stays.
 #
-# That is a wall. A **soft** protection takes only a share $h_k$ of each direction $u_k$ away:
+# That is a wall. A **soft** protection holds only a share $h_k$ of each direction $u_k$. Of what, matters then: taken
+# off every gradient, it only slows a descent that arrives all the same; taken off the whole way $D = M - S$ that a free
+# descent goes, it leaves that share of it ungone. Hence off the way:
 #
-# $$\Pi \nabla = \nabla - U \operatorname{diag}(h)\, U^\top \nabla ,$$
+# $$M = S + D - U \operatorname{diag}(h)\, U^\top D ,$$
 #
-# the wall where all $h_k = 1$, no protection where all are 0. $\sum_k h_k$ counts how many directions are held.
+# the wall where all $h_k = 1$ (for which, with the surrogate `full`, gradient and way come to the same: below, in
+# depth), no protection where all are 0. $\sum_k h_k$ counts how many directions are held.
 
 # %%
 problem("05.3")
 
 
 # %% tags=["exercise"]
-def off_the_shared(gradient, basis, hold):
+def off_the_shared(matrix, basis, hold):
     # your code: begin
-    return gradient - basis @ (hold[:, None] * (basis.T @ gradient))
+    return matrix - basis @ (hold[:, None] * (basis.T @ matrix))
     # your code: end
 
 
 problem("05.3").check(off_the_shared)
 
 # %% [markdown] tags=["solution"]
-# $U^\top \nabla$ has a row for each direction, and each row is scaled by its share. The brackets are for speed:
-# $U^\top \nabla$ is small.
+# $U^\top X$ has a row for each direction, and each row is scaled by its share. The brackets are for speed: $U^\top X$
+# is small.
 
 # %%
 off_the_shared = problem("05.3").use(off_the_shared)
 
 
-def walled(gradient, basis):
-    """(I − P) ∇: every direction of the basis is held whole."""
-    return off_the_shared(gradient, basis, torch.ones(basis.shape[1]))
+def walled(matrix, basis):
+    """(I − P) X: every direction of the basis is held whole."""
+    return off_the_shared(matrix, basis, torch.ones(basis.shape[1]))
 
 
 # %% [markdown]
@@ -618,9 +625,9 @@ def does(name, label, other):
 
 say(
     f"**What the tasks share can be computed.** In `{LAYER}`, {k} of {out} output directions hold "
-    f"{inside(tau.mean(dim=0), U):.0f} % of the mean task vector; built in the same way from the same numbers, "
-    f"shuffled inside every task vector, as many hold {100 * common_by_chance:.0f} %. **It can be protected**, by "
-    "projecting the gradient onto the complement.\n\n"
+    f"{inside(tau.mean(dim=0), U):.0f} % of the mean task vector; built in the same way from the same task vectors, "
+    f"each turned by itself, as many hold {100 * common_by_chance:.0f} %. **It can be protected**, by projecting onto "
+    "the complement.\n\n"
     "**Whether it should be, the subspace alone cannot say.** (*Shows no difference*: none that this run can see.)\n\n"
     + "\n".join(
         f"* On the {name} experts, of the fixed shares, {sweeps[name].told()}, on validation images. On test "

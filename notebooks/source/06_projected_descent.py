@@ -74,8 +74,8 @@ f"{LAYER}: {T} task vectors of {out} × {inputs}; λ from {coefficients.min():.3
 # **3. What is made small.** Nobody knows the gap of task $j$ without data. To first order it is
 # $L_j(\theta_0 + M) - L_j(\theta_0 + \tau_j) \approx \langle\nabla L_j(\theta_0), M - \tau_j\rangle$, where
 # $\langle\cdot,\cdot\rangle$ multiplies entry by entry and adds up. Fine-tuning went *down* $L_j$, so $-\tau_j$ points
-# roughly along the gradient (lesson 04), which leaves $-\langle\tau_j, M - \tau_j\rangle$, up to a positive factor. One
-# output unit $o$ at a time, with $\tau_{jo}$ and $M_o$ for row $o$:
+# roughly along the gradient (lesson 04 measures how roughly), which leaves $-\langle\tau_j, M - \tau_j\rangle$, up to a
+# positive factor. One output unit $o$ at a time, with $\tau_{jo}$ and $M_o$ for row $o$:
 #
 # $$r_{jo} = \langle \tau_{jo}, M_o - \tau_{jo}\rangle .$$
 #
@@ -112,8 +112,8 @@ problem("06.1").check(row_gradient)
 # **5. What must stay.** Some output directions are used by several tasks. Lesson 05 collects them as the orthonormal
 # columns of $U$ (out, $k$). $P = UU^\top$ projects onto them, $I - P$ onto their **orthogonal complement**, all that is
 # at right angles to them. What the tasks have in common $S$ has already, goes the argument, and a rough estimate could
-# only spoil it; so there $S$ is kept: $P(M - S) = 0$. A step, of length $\alpha$, uses the part of the gradient that
-# lies in the complement:
+# only spoil it (lesson 05 measures how much of it $S$ has, and what the protection costs); so there $S$ is kept: $P(M -
+# S) = 0$. A step, of length $\alpha$, uses the part of the gradient that lies in the complement:
 #
 # $$M \leftarrow M - \alpha\,(I - P)\nabla Q(M) .$$
 #
@@ -384,7 +384,7 @@ say(
     f"{distance['true losses'][-1]:.1g} % of what it was. Of the base's gap that closes {arrival.best:.0f} %, $S$ "
     f"{closed['row'][0]:.0f} %; following `full` one ends at {closed['full'][-1]:.0f} %, following `row` at "
     f"{closed['row'][-1]:.0f} %{', worse than at the start' if closed['row'][-1] < closed['row'][0] else ''} "
-    "(with three tasks and a constraint; lesson 04's laboratory has two tasks and none). But here task vectors "
+    "(with three tasks and a constraint; the ways of lesson 04's laboratory had two tasks). But here task vectors "
     "remember their inputs; where they do not, `full` fails too (lesson 04, in depth).",
     holds={"with the true losses, descent arrives": distance["true losses"][-1] < 1},
 )
@@ -485,19 +485,21 @@ say(
 # ## The whole method in one call · short route
 #
 # `merge(base, experts, "apgd")` goes through all layers; but its defaults are *not* the loop above. They keep the idea,
-# residuals made small, and did best on validation images of pools like this one (`benchmarks/settings.md`, which also
-# shows where they lose): granularity `full` (the whole of $R_j$ is to vanish, not its diagonal only), in which a strong
-# singular direction of a task counts somewhat less than in $\lVert R_j\rVert^2$ (lesson 07, in depth); solved directly,
-# imitating descent that stops early; **nothing protected**; and the singular values of $M$ drawn three quarters of the
-# way to their mean: a few directions, those that several tasks have in common, may otherwise make most of $M$. Beside
-# it, on mild and on *hot* experts (lesson 02):
+# residuals made small, and did best on labelled validation images of pools like this one, with this one among them
+# (`benchmarks/settings.md`, which also shows where they lose; lesson 07 has pools that chose nothing): granularity
+# `full` (the whole of $R_j$ is to vanish, not its diagonal only), in which a strong singular direction of a task counts
+# somewhat less than in $\lVert R_j\rVert^2$ (lesson 07, in depth); solved directly, imitating descent that stops early;
+# **nothing protected**; and the singular values of $M$ drawn three quarters of the way to their mean: a few directions,
+# those that several tasks have in common, may otherwise make most of $M$. Beside it, on mild and on *hot* experts
+# (lesson 02):
 #
 # * *apgd, not flattened*: the same without that last piece;
 # * *S*: the start, without any descent;
-# * *descent, 1/6 protected*: from there, on `full`, stopped where validation images of the mild experts said; *descent,
-#   free*: with nothing protected;
-# * *the paper*: `row`, a sixth protected, and a **trim**: of each expert only the 30 % largest $|\tau_i|$ in the whole
-#   network are kept, and $\tau_i + \Delta$ is set to zero elsewhere;
+# * *descent, 1/6 protected*: from there, on `full`, as many steps as validation images of the mild experts chose;
+#   *descent, free*: with nothing protected;
+# * *the paper*, which is our reading of its text: `row`, a sixth protected, solved exactly, and a **trim**: of each
+#   expert only the 30 % largest $|\tau_i|$ in the whole network are kept, and $\tau_i + \Delta$ is set to zero
+#   elsewhere;
 # * *the published code*: what the paper's public code computes, with Adam, its constants and its trim.
 #
 # > **Predict before you run.** Which of them beat the average of the mild experts? And which that of the hot ones?
@@ -761,12 +763,21 @@ def beside(label):
 say(
     "**Descent on Δ inside the constraint closes part of the gap that averaging leaves: "
     + (f"shown for {' and '.join(shown)} experts" if shown else "not shown in this run")
-    + ".** This is descent on `full`, stopped at a step that validation images (with labels) chose: it closes "
-    + beside(OURS)
-    + ". In accuracy that is "
+    + ".** This is descent on `full`, of "
+    + f"{stops.chosen[WALKED[OURS]]:,} steps, which labelled validation images of the mild experts chose"
+    + (
+        " (the most that were looked at, so nothing was stopped)"
+        if stops.chosen[WALKED[OURS]] == max(stops.steps[WALKED[OURS]])
+        else ""
+    )
+    + f": it closes {beside(OURS)}. In accuracy that is "
     + " and ".join(f"{told} ({regime})" for regime, told in accuracy.items())
-    + f". For comparison: with nothing protected descent closes {beside(FREELY)}, and the base, which is not to merge "
-    f"at all, {beside('base')}.\n\n**On `row`, which your loop minimised,** {stops.course('row, 1/6 protected')}, "
+    + ". **The constraint is no help to it here**: with nothing protected descent closes "
+    * all(share[FREELY][one].share > share[OURS][one].share for one in results)
+    + ". With nothing protected descent closes "
+    * any(share[FREELY][one].share <= share[OURS][one].share for one in results)
+    + f"{beside(FREELY)}. The base, which is not to merge at all, closes {beside('base')}.\n\n"
+    f"**On `row`, which your loop minimised,** {stops.course('row, 1/6 protected')}, "
     f"where $S$ has {stops.gaps['row, 1/6 protected'][0]:.3f}, in validation images of the mild experts.",
     facts={f"06.{regime}.closed.descent": one.share for regime, one in share[OURS].items()},
 )

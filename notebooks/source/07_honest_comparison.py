@@ -26,7 +26,7 @@ profile = use_profile(PROFILE)
 source = open_source(TIER)
 print(source.note)
 
-SEEDS = [SEED, SEED + 10, SEED + 20]
+SEEDS = [SEED + 10, SEED + 20, SEED + 30]
 tasks = list(TASKS)[:: ceil(len(TASKS) / profile.compared_tasks)]
 T = len(tasks)
 pool_of = partial(
@@ -53,9 +53,9 @@ header("07")
 # 5. **Everything is repeated with other seeds**: another base, heads, experts and order of the data.
 # 6. **What was compared is shown**, whether it won or lost.
 #
-# One advantage has to be told: the defaults of `apgd`, this course's own method, were chosen on validation images of
-# pools like these (seeds 0, 1 and 2; `benchmarks/settings.md`), those of the others on larger networks. Seed 0 is one
-# of the three here: look at the other two.
+# One advantage has to be told: the defaults of `apgd`, this course's own method, were chosen on labelled validation
+# images of pools like these (`benchmarks/settings.md`), those of the others on larger networks. The pools were those of
+# the seeds 0, 1 and 2: none of them is among the three here.
 #
 # ## Pools
 #
@@ -76,15 +76,20 @@ say(f"{T} of the course's {len(TASKS)} tasks are merged here: {'; '.join(titles.
 # directions and turns them until they are orthogonal; **Iso-C** makes all singular values of $\sum_i \tau_i$ equal.
 #
 # `apgd` is WUDI's aim, stopped early, with singular values drawn part of the way that Iso-C goes; of the paper it keeps
-# the idea, and neither `row` nor the projection. The paper's own method is here twice. *The paper* is our reading, as
-# in lesson 06: granularity `row`, $r/6$ directions protected, the 30 % largest $|\tau|$ kept, solved exactly, $c =
-# 1/T$. *The published code* is what the public code computes, to the letter: 400 steps of Adam, and constants made for
-# much larger networks.
+# the idea, and neither `row` nor the projection. Two more rows put the projection of lessons 05 and 06 back into it, as
+# a wall around $r/6$ directions and softly. The paper's own method is here twice. *The paper* is our reading, as in
+# lesson 06: granularity `row`, $r/6$ directions protected, the 30 % largest $|\tau|$ kept, solved exactly, $c = 1/T$.
+# *The published code* is what the public code computes, to the letter: 400 steps of Adam, and constants made for much
+# larger networks.
 
 # %%
 from apgd_teach import merging
 
 PAPER = merging.Apgd(granularity="row", protect=1 / 6, trim=0.3, flatten=0.0)
+PROJECTED = {
+    "apgd, r/6 protected": merging.Apgd(protect=1 / 6),
+    "apgd, soft protection": merging.Apgd(protect="auto"),
+}
 PEERS = {
     "average": merging.Average(),
     "task arithmetic": merging.TaskArithmetic(),
@@ -99,6 +104,7 @@ OURS = {
     "the paper": PAPER,
     "the published code": merging.ApgdPublished(),
     "apgd": merging.Apgd(),
+    **PROJECTED,
 }
 METHODS = {**PEERS, **OURS}
 
@@ -125,7 +131,7 @@ from apgd_teach.trials import try_methods, tuned
 
 images = profile.compared_images
 grid = [merging.TaskArithmetic(one) for one in sorted({0.05, 0.1, 1 / T, 0.2, 0.3, 0.5})]
-recipe = replace(pools["mild"][SEED].recipe, steps=profile.joint_steps)
+recipe = replace(pools["mild"][SEEDS[0]].recipe, steps=profile.joint_steps)
 looked_at = {"images": profile.reference_images, "progress": False}
 REFERENCES = {
     "task arithmetic, λ searched": partial(tuned, candidates=grid, images=images),
@@ -192,7 +198,7 @@ gains(trials)
 # So the share says how far a merge has come; how far apart two methods are is said in points.
 
 # %%
-first = trials["mild"].compared[SEED]
+first = trials["mild"].compared[SEEDS[0]]
 yours = recovered(*(first.accuracies(label) for label in ("base", "apgd", "experts")))
 say(
     f"With the first seed's mild experts, `apgd` recovers {100 * yours:.0f} % of what fine-tuning gained, by your "
@@ -306,7 +312,9 @@ from apgd_teach.experts import joint_network
 from apgd_teach.trials import cost_table
 
 cards = [joint_network(pool, recipe).card for pool in pools["mild"].values()]
-experts = [card["seconds"] for name, card in pools["mild"][SEED].cards.items() if name != "base"]
+experts = [
+    card["seconds"] for name, card in pools["mild"][SEEDS[0]].cards.items() if name != "base"
+]
 cost_table(
     trials.values(),
     trained={"joint training": [card["seconds"] for card in cards]},
@@ -358,22 +366,18 @@ seen = [
     if verdict != "no difference seen"
 ]
 
-
-def without_first(regime, other):
-    """How far `apgd` is ahead in the mean over the seeds that its defaults were not chosen on, in words."""
-    one = trials[regime]
-    pairs = list(zip(one.accuracies("apgd"), one.accuracies(other), strict=True))[1:]
-    return f"{mean(a - b for a, b in pairs):+.1f} ({regime})".replace("-", "−")
-
-
 say(
     "\n\n".join(told(regime) for regime in REGIMES)
     + f"\n\nOf {len(labels) * len(trials)} comparisons with the average, {len(seen)} show a difference; "
-    f"{len(labels) * len(trials) / 20:.1f} would if there were none at all. Without the seed {SEED}, on which its "
-    "defaults were chosen, `apgd` is ahead of the average by "
-    + " and ".join(without_first(regime, "average") for regime in REGIMES)
-    + " points, and of the one that validation picked by "
-    + " and ".join(without_first(regime, strongest[regime]) for regime in REGIMES)
+    f"{len(labels) * len(trials) / 20:.1f} would if there were none at all.\n\n**What this course is about**, "
+    "projecting the descent off what the tasks share, is worth, against the same `apgd` with nothing protected: "
+    + "; ".join(
+        f"{label}, "
+        + " and ".join(
+            f"{one.against(label, 'apgd').told} ({regime})" for regime, one in trials.items()
+        )
+        for label in PROJECTED
+    )
     + ".",
     holds={
         "the experts are better than their base in every pool": all(
@@ -416,10 +420,10 @@ say(
 # ## What each piece is worth · in depth
 #
 # A method that is made of several pieces should be taken apart. Of `apgd` the table has a relative: WUDI is what
-# remains without its flattening and its early stopping, and with a task's singular direction of strength $s$ counted
-# with $s^2$ in its residual, as $\lVert R_j\rVert^2$ has it, in place of $s^{1.5}$; lesson 06 has a row without the
-# flattening. The paper's variant has seven pieces that can be removed or exchanged, one at a time, with everything else
-# left as it is:
+# remains without its flattening and its early stopping, and with the residual weighed otherwise: $\lVert R_j\rVert^2 =
+# \sum_k s_k^2\, \lVert (M - \tau_j) v_k\rVert^2$ over the singular values $s_k$ and right singular vectors $v_k$ of
+# $\tau_j$, where `apgd` has $s_k^{1.5}$ in place of $s_k^2$; lesson 06 has a row without the flattening. The paper's
+# variant has seven pieces that can be removed or exchanged, one at a time, with everything else left as it is:
 #
 # * **without $\Delta$**: $M = \sum_i \lambda_i \tau_i$, trimmed: task-aware coefficients alone;
 # * **without projection**: nothing is protected, $\Delta$ may move anywhere;
@@ -478,8 +482,11 @@ class ByHand:
         return trimmed(task_vectors, delta, coefficients, kept)
 
 
-pool = pools["mild"][SEED]
-mine, library = merge(pool.base, pool.experts, ByHand()), trials["mild"].merged[SEED]["the paper"]
+pool = pools["mild"][SEEDS[0]]
+mine, library = (
+    merge(pool.base, pool.experts, ByHand()),
+    trials["mild"].merged[SEEDS[0]]["the paper"],
+)
 apart = max(
     float((mine.state_dict[key] - library.state_dict[key]).abs().max()) for key in pool.base
 )
@@ -563,9 +570,10 @@ say(
 # base, and a long step leaves the region where it says anything (lesson 04). Granularity `row` asks for one number
 # per output unit; many different $M$ give that number, and nothing in it keeps $M$ short (lesson 06). Compare the
 # steps: the trim comes after the fit and breaks the constraint, but it also shortens the step. The published code's
-# $\lambda_i = 0.07 / \lVert \tau_i \rVert$ shrink where task vectors are long: a merge that stays near the base does
-# little harm. In the paper's networks, whose task vectors are far shorter beside their base, the estimate has an easier
-# life. That is a reason to expect other results there, and no measurement.
+# $\lambda_i = 0.07 / \lVert \tau_i \rVert$ shrink where task vectors are long, and its step with them. That a long step
+# did it is a guess that these numbers allow and do not prove: `apgd` goes far as well. In the paper's networks, whose
+# task vectors are far shorter beside their base, the estimate has an easier life. That is a reason to expect other
+# results there, and no measurement.
 #
 # ## Stability under noise · in depth
 #
@@ -640,7 +648,7 @@ say(
 # %% [markdown]
 # ## Try it · in depth
 #
-# 1. Two seeds more: `SEEDS = [SEED + 10 * k for k in range(5)]`. Which verdicts change? How much narrower are the
+# 1. Two seeds more: `SEEDS = [SEED + 10 * k for k in range(1, 6)]`. Which verdicts change? How much narrower are the
 #    intervals, and how much of that is $\sqrt n$, how much $t$?
 # 2. Give the paper's variant the search that task arithmetic had: `tuned` over `replace(PAPER, coefficient=…)`. In
 #    which class of data does the new row belong?

@@ -9,6 +9,7 @@ import pickle
 import socket
 import tarfile
 import zipfile
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -344,6 +345,86 @@ def test_a_size_that_lies_is_not_believed(pictures, tmp_path) -> None:
         open_colour(place=place)
 
 
+@pytest.mark.parametrize("packing", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA], ids=["bzip2", "lzma"])
+def test_an_archive_that_could_unpack_without_bound_is_not_used(pictures, tmp_path, packing: int) -> None:
+    """Python unpacks these two whole, whatever was asked for: a small file could fill the memory."""
+    place = zipped(tmp_path / "p.zip", pictures)
+    with zipfile.ZipFile(place, "a", packing) as archive:
+        archive.writestr("train/cat/zz.png", bytes(1000))
+    with pytest.raises(DataError, match=r"is packed in another way .*, at 'train/cat/zz.png'; pack it again"):
+        open_colour(place=place)
+
+
+def test_what_the_programs_of_a_desktop_add_is_left_out(pictures, tmp_path) -> None:
+    place = zipped(
+        tmp_path / "P.ZIP",
+        {
+            **{name.replace("/", "\\"): content for name, content in pictures.items()},
+            "__MACOSX/train/cat/._0003.png": b"notes",
+            "train/cat/._0003.png": b"notes",
+        },
+    )
+    with zipfile.ZipFile(place, "a") as archive:
+        archive.writestr("./", b"")
+    plain = open_colour(place=zipped(tmp_path / "p.zip", pictures))
+    assert open_colour(place=place).family("cifar10").sha256 == plain.family("cifar10").sha256
+
+
+def test_pictures_of_one_s_own_are_not_called_cifar(pictures, tmp_path) -> None:
+    (family,) = open_colour(place=zipped(tmp_path / "p.zip", pictures)).families
+    assert family.title == "pictures under CIFAR-10's classes"
+
+
+def test_a_class_with_more_pictures_has_more_in_every_part(pictures, tmp_path) -> None:
+    """Were the surplus at the end, the validation images would be of that class alone."""
+    more = {f"train/truck/more{i:03}.png": pictures["train/truck/0009.png"] for i in range(27)}
+    data = open_colour(place=zipped(tmp_path / "p.zip", {**pictures, **more})).family("cifar10")
+    labels = data.train_labels
+    assert np.bincount(labels).tolist() == [3] * 9 + [30]
+    assert 0.4 < np.mean(labels[: len(labels) // 2] == 9) < 0.7
+    assert {int(one) for one in data.part("train")[1]} == set(range(10))
+
+
+def test_a_task_without_a_picture_gets_a_sentence(pictures, tmp_path) -> None:
+    more = {f"train/truck/more{i:03}.png": pictures["train/truck/0009.png"] for i in range(27)}
+    source = open_colour(place=zipped(tmp_path / "p.zip", {**pictures, **more}))
+    only = Variant("cifar10", "few", torch.nn.Identity(), classes=(0, 1))
+    with pytest.raises(DataError, match=r"The task 'cifar10-few' has no picture for validation: .*take more pictures"):
+        assert len(source.task(only).validation) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes among its files")
+def test_a_pipe_in_a_folder_is_no_picture(pictures, tmp_path) -> None:
+    root = laid_out(tmp_path / "p", pictures)
+    os.mkfifo(root / "train" / "cat" / "pipe.png")
+    assert len(read_pictures(CIFAR, root)[0]["train_labels"]) == 30
+
+
+def test_a_picture_that_claims_to_be_huge_gets_a_sentence(pictures, tmp_path) -> None:
+    content = bytearray(jpeg(np.zeros((32, 32, 3), np.uint8), "PNG"))
+    # Width and height in the header chunk, and its checksum.
+    content[16:24] = (30_000).to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(bytes(content[12:29])).to_bytes(4, "big")
+    with pytest.raises(DataError, match=r"zz.png' is no picture that can be read|has 30000 × 30000 pixels"):
+        open_colour(place=zipped(tmp_path / "p.zip", {**pictures, "train/cat/zz.png": bytes(content)}))
+
+
+def test_an_archive_larger_than_the_official_one_is_not_read(small, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("apgd_teach.data.cifar._MOST_ARCHIVE", 1000)
+    (tmp_path / NAME).write_bytes(small.packed)
+    with pytest.raises(DataError, match=r"is larger than small CIFAR's; put the original file there"):
+        open_colour(place=tmp_path / NAME, cifar=small.family)
+
+
+def test_an_address_that_sends_without_end_is_left(web, small, nothing_named, monkeypatch) -> None:
+    monkeypatch.setattr("apgd_teach.data.cifar._MOST_ARCHIVE", len(small.packed) // 2)
+    web.files = {f"/{NAME}": small.packed}
+    source = open_colour("cifar10", cifar=small.served_from(web.address), progress=False)
+    assert source.tier == "generated"
+    assert "it sends more than" in source.note
+    assert all(path.stat().st_size == 0 for path in nothing_named.rglob("*.part"))
+
+
 @pytest.mark.parametrize("content", [b"", b"no zip", "cut"])
 def test_a_damaged_archive_gets_a_sentence(pictures, tmp_path, content) -> None:
     place = zipped(tmp_path / "p.zip", pictures)
@@ -359,6 +440,18 @@ def test_a_member_that_is_damaged_gets_a_sentence(pictures, tmp_path) -> None:
     content[spot + 200] ^= 255
     place.write_bytes(bytes(content))
     with pytest.raises(DataError, match=r"is damaged at 'train/cat/0003.png' \(Bad CRC-32"):
+        open_colour(place=place)
+
+
+def test_a_packed_member_that_is_damaged_gets_a_sentence(pictures, tmp_path) -> None:
+    place = zipped(tmp_path / "p.zip", pictures)
+    with zipfile.ZipFile(place, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("train/cat/zz.png", b"pixels " * 500)
+        start = archive.getinfo("train/cat/zz.png").header_offset + 30 + len("train/cat/zz.png")
+    content = bytearray(place.read_bytes())
+    content[start : start + 4] = b"\xff" * 4
+    place.write_bytes(bytes(content))
+    with pytest.raises(DataError, match=r"is damaged at 'train/cat/zz.png' \(Error"):
         open_colour(place=place)
 
 

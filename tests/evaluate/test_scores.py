@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from apgd_teach.errors import ApgdTeachError
-from apgd_teach.evaluate import Evaluator, Score, compare, difference
+from apgd_teach.evaluate import Comparison, Evaluator, Score, compare, difference
 from apgd_teach.merging import Merged, fingerprint
 
 TASKS = ("digits-upright", "digits-noisy", "fashion-flipped")
@@ -263,12 +263,9 @@ def test_the_summary_holds_the_numbers_of_the_methods(compared) -> None:
     assert table.column("mean %") == [compared.average(label) for label in labels]
     assert table.column("worst %") == [compared.worst(label)[1] for label in labels]
     assert table.column("worst task") == [compared.titles[compared.worst(label)[0]] for label in labels]
-    room = compared.average("experts") - compared.average("base")
-    shares = [
-        f"{100 * compared.recovered(label):.0f} ± {100 * compared.against(label).margin / room:.0f}"
-        for label in labels[1:-1]
-    ]
+    shares = [compared.recovered_words(label) for label in labels[1:-1]]
     assert table.column("recovered %") == [None, *shares, None]
+    assert shares[0].startswith(f"{100 * compared.recovered('average'):.0f} ± ".replace("-", "−"))
     differences = [str(compared.against(label)) for label in labels[1:-1]]
     assert table.column("against the base") == ["–", *differences, "–"]
     assert table.column("data used") == ["–", "none", "not stated", "not stated", "–"]
@@ -328,3 +325,50 @@ def test_a_label_that_was_not_compared_is_one_sentence(compared) -> None:
 def test_a_comparison_on_validation_images_says_so(pool, average) -> None:
     note = compare(pool, {"average": average}, images=20, split="validation").tier
     assert note == "bundled tier, validation split, 20 a task; seed 0"
+
+
+def test_the_interval_of_a_share_covers_it_nineteen_times_in_twenty() -> None:
+    draws = torch.Generator().manual_seed(0)
+    n, covered, repeats = 400, 0, 400
+    chances = {"base": 0.60, "average": 0.68, "experts": 0.80}  # a share of 0.4
+    for _ in range(repeats):
+        # A picture that is hard for one network is hard for the others.
+        easy = torch.rand(n, generator=draws)
+        scores = {
+            label: {"task": Score(0.7 * easy + 0.3 * torch.rand(n, generator=draws) > 1 - chance, torch.zeros(n))}
+            for label, chance in chances.items()
+        }
+        merged = {"average": scores["average"]}
+        one = Comparison({"task": "a task"}, scores["base"], scores["experts"], merged, {"average": "none"}, "")
+        share, margin = (float(part.replace("−", "-")) for part in one.recovered_words("average").split(" ± "))
+        # Its own truth: the mean over very many pictures of the same making.
+        covered += abs(share - TRUE_SHARE) <= margin
+    assert 0.92 <= covered / repeats <= 0.98
+
+
+def _true_share() -> float:
+    draws = torch.Generator().manual_seed(1)
+    easy, chances = torch.rand(2_000_000, generator=draws), (0.60, 0.68, 0.80)
+    base, average, experts = (
+        float((0.7 * easy + 0.3 * torch.rand(len(easy), generator=draws) > 1 - chance).double().mean())
+        for chance in chances
+    )
+    return 100 * (average - base) / (experts - base)
+
+
+TRUE_SHARE = _true_share()
+
+
+def test_images_are_paired_by_the_picture_that_they_show() -> None:
+    """Two tasks of one family, the second with half of its pictures: what a picture does to both counts together."""
+    right, wrong = torch.tensor([1, 0, 1, 1, 0, 1]).bool(), torch.zeros(6, dtype=torch.bool)
+    some = torch.tensor([1, 4, 5])
+    one = {"all": Score(right, torch.zeros(6)), "half": Score(right[some], torch.zeros(3), some)}
+    other = {"all": Score(wrong, torch.zeros(6)), "half": Score(wrong[some], torch.zeros(3), some)}
+    pulls = (right.double() - right.double().mean()) / (2 * (6 * 5) ** 0.5)
+    part = right[some].double()
+    pulls[some] += (part - part.mean()) / (2 * (3 * 2) ** 0.5)
+    assert difference(one, other).margin == pytest.approx(196 * float(pulls.square().sum().sqrt()))
+    # By their place in each task it would be another one.
+    unplaced = [{task: Score(score.right, score.losses) for task, score in each.items()} for each in (one, other)]
+    assert difference(*unplaced).margin != pytest.approx(difference(one, other).margin)

@@ -6,8 +6,11 @@ import copy
 import logging
 import math
 import os
+import pickle
+import time
 from functools import partial
 
+import joblib
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,7 +20,18 @@ from apgd_teach.data import open_colour
 from apgd_teach.errors import ApgdTeachError
 from apgd_teach.evaluate import Evaluator
 from apgd_teach.experts import make_pool
-from apgd_teach.machine import WAYS, Pace, Way, deterministic, in_blocks, pace, pace_table, quickest
+from apgd_teach.machine import (
+    WAYS,
+    Pace,
+    Way,
+    block_table,
+    deterministic,
+    in_blocks,
+    pace,
+    pace_table,
+    quickest,
+    room,
+)
 from apgd_teach.models import make_encoder
 from apgd_teach.parallel import devices_for, in_processes
 from apgd_teach.training import Recipe, fine_tune, fit_head, train_base
@@ -29,32 +43,62 @@ def nobody(step: int, loss: float) -> None:
     """Is told of nothing."""
 
 
-class Cramped(nn.Module):
-    """A network whose device has room for so many images at once, as CUDA reports it."""
+NO_ROOM = {
+    "CUDA": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+    "MPS": RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB, max allowed: 9.07 GB)."),
+    "cuBLAS": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "CPU": RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+}
+"""What devices say that have no room left."""
 
-    def __init__(self, inner: nn.Module, room: int) -> None:
+
+class Cramped(nn.Module):
+    """A network whose device has room for so many images at once."""
+
+    def __init__(self, inner: nn.Module, room: int, error: RuntimeError = NO_ROOM["CUDA"]) -> None:
         super().__init__()
-        self.inner, self.room, self.seen = inner, room, []
+        self.inner, self.room, self.error, self.seen = inner, room, error, []
 
     def forward(self, images: Tensor) -> Tensor:
         self.seen.append(len(images))
         if len(images) > self.room:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+            raise self.error
         return self.inner(images)
 
 
 # Blocks that fit
 
 
-def test_what_does_not_fit_at_once_is_looked_at_in_smaller_blocks(caplog: pytest.LogCaptureFixture) -> None:
-    network, images = Cramped(make_encoder("mlp", 0), 30), torch.rand(100, 1, 28, 28)
+@pytest.mark.parametrize("error", NO_ROOM.values(), ids=NO_ROOM)
+def test_what_does_not_fit_at_once_is_looked_at_in_smaller_blocks(
+    error: RuntimeError, caplog: pytest.LogCaptureFixture
+) -> None:
+    network, images = Cramped(make_encoder("mlp", 0), 30, error), torch.rand(100, 1, 28, 28)
     with caplog.at_level(logging.WARNING):
         features = in_blocks(network, images)
     assert torch.allclose(features, network.inner(images), atol=1e-6)
-    assert max(network.seen[-5:]) <= 30
+    assert network.seen == [100, 50, 25, 25, 25, 25]
     assert caplog.messages[0] == (
-        "The device is out of memory looking at 100 images, 1000 at a time; going on with 500 at a time."
+        "The device is out of memory looking at 100 images, 100 at a time; going on with 50 at a time."
     )
+
+
+def test_another_error_is_not_taken_for_a_lack_of_room() -> None:
+    wrong = Cramped(make_encoder("mlp", 0), 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        in_blocks(wrong, torch.rand(3, 1, 28, 28))
+    with pytest.raises(RuntimeError, match="shapes"), room("merging"):
+        raise wrong.error
+
+
+@pytest.mark.parametrize("error", NO_ROOM.values(), ids=NO_ROOM)
+def test_what_cannot_be_made_smaller_gets_a_sentence_and_no_traceback(error: RuntimeError) -> None:
+    with (
+        pytest.raises(ApgdTeachError, match=r"out of memory merging; close what else uses it, take fewer") as caught,
+        room("merging"),
+    ):
+        raise error
+    assert caught.value.__suppress_context__
 
 
 def test_where_not_even_one_image_fits_there_is_a_sentence() -> None:
@@ -62,14 +106,28 @@ def test_where_not_even_one_image_fits_there_is_a_sentence() -> None:
         in_blocks(Cramped(make_encoder("mlp", 0), 0), torch.rand(3, 1, 28, 28))
 
 
+def test_a_forecast_needs_no_more_room_than_training(make, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first run on a small device: nothing is in the cache, so the time of a step is measured beforehand."""
+    plain = nn.Linear.forward
+
+    def cramped(layer: nn.Linear, given: Tensor) -> Tensor:
+        if len(given) > 20 and given.requires_grad:
+            raise NO_ROOM["CUDA"]
+        return plain(layer, given)
+
+    monkeypatch.setattr(nn.Linear, "forward", cramped)
+    small = {"base_steps": Recipe("sgd", 0.01, 3, batch_size=16), "regime": Recipe("sgd", 0.01, 3, batch_size=16)}
+    assert make(tmp_path, **small).trained
+
+
 def test_a_batch_that_does_not_fit_makes_the_same_step_in_parts(source, caplog: pytest.LogCaptureFixture) -> None:
     data, how = source.task("digits-upright"), Recipe("sgd", 0.05, steps=4, batch_size=50)
     states = []
-    for room in (1000, 20):
+    for space in (1000, 20):
         encoder = make_encoder("convnet", 0)
         head = nn.Linear(384, 10)
         head.load_state_dict(fit_head(encoder, data, CPU, nobody).state)
-        cramped = Cramped(encoder, room)
+        cramped = Cramped(encoder, space)
         with caplog.at_level(logging.WARNING):
             fine_tune(cramped, head, data, how, 0, CPU, nobody)
         states.append(encoder.state_dict())
@@ -104,6 +162,7 @@ def test_a_network_is_scored_all_the_same_where_its_images_do_not_fit_at_once(ma
 def test_a_way_is_said_in_words() -> None:
     assert [str(way) for way in WAYS] == [
         "plain",
+        "batches from a DataLoader",
         "channels last",
         "bfloat16",
         "channels last + bfloat16",
@@ -149,19 +208,35 @@ def test_ways_are_timed_by_turns_against_the_plain_one_of_the_same_round() -> No
     assert table.column("times faster than plain")[0] == "–"
 
 
-def made(way: Way, gains: tuple[float, ...]) -> Pace:
-    return Pace(way, 1.0, gains, 1.0)
+def test_images_are_looked_at_in_blocks_of_several_sizes_by_turns() -> None:
+    table = block_table("colour-convnet", CPU, (1, 20), rounds=1)
+    assert table.column("images at once") == [1, 20]
+    assert table.column("times as many")[0] == 1
+
+
+def made(way: Way, gains: tuple[float, ...], once: float = 1.0) -> Pace:
+    return Pace(way, 1.0 / sorted(gains)[len(gains) // 2], gains, once)
 
 
 def test_a_way_is_chosen_only_where_it_pays_in_most_rounds() -> None:
-    plain = made(Way(), (1.0,) * 4)
-    assert quickest([plain, made(Way(bfloat16=True), (1.5, 1.4, 1.6, 1.3))]) == Way(bfloat16=True)
-    assert quickest([plain, made(Way(bfloat16=True), (1.02, 1.05, 1.01, 1.04))]) == Way()
-    assert quickest([plain, made(Way(bfloat16=True), (3.0, 0.7, 3.0, 0.8))]) == Way()
+    plain, choose = made(Way(), (1.0,) * 4), partial(quickest, steps=100)
+    sure, unsure = made(Way(bfloat16=True), (1.5, 1.4, 1.6, 1.3)), made(Way(channels_last=True), (3.0, 0.7, 3.0, 0.8))
+    assert choose([plain, sure]) == Way(bfloat16=True)
+    assert choose([plain, made(Way(bfloat16=True), (1.02, 1.05, 1.01, 1.04))]) == Way()
+    assert choose([plain, unsure]) == Way()
+    # One that is faster now and then does not stand in the way of one that always is.
+    assert choose([plain, unsure, sure]) == Way(bfloat16=True)
     broken = Pace(Way(compiled=True), math.nan, (), math.nan, "no compiler")
-    assert quickest([plain, broken]) == Way()
+    assert choose([plain, broken]) == Way()
+    assert choose([plain, made(Way(loader=True), (2.0, 2.0, 2.0, 2.0))]) == Way()
     with pytest.raises(ApgdTeachError, match="nothing was measured"):
-        quickest([broken])
+        choose([broken])
+
+
+def test_what_takes_long_to_compile_pays_only_in_a_long_training() -> None:
+    plain, compiled = made(Way(), (1.0,) * 4), made(Way(compiled=True), (2.0,) * 4, once=61.0)
+    assert quickest([plain, compiled], steps=100) == Way()
+    assert quickest([plain, compiled], steps=200) == Way(compiled=True)
 
 
 def test_no_round_measures_nothing() -> None:
@@ -179,13 +254,22 @@ def test_the_way_is_an_ingredient_of_what_is_trained_and_not_of_the_heads(make, 
 
 
 def test_deterministic_algorithms_are_asked_for_inside_and_not_after() -> None:
-    before = torch.are_deterministic_algorithms_enabled()
+    before, kept = torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     with deterministic():
         assert torch.are_deterministic_algorithms_enabled()
         assert not torch.backends.cudnn.benchmark
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"]
-        train_base("colour-convnet", open_colour("generated", per_class=12), Recipe("sgd", 0.01, 2), 0, CPU, nobody)
+        assert [one for _, one in in_processes([is_deterministic, is_deterministic], CPU, 2)] == [True, True]
     assert torch.are_deterministic_algorithms_enabled() == before
+    assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == kept
+    assert [one for _, one in in_processes([is_deterministic], CPU, 1)] == [False]
+
+
+@pytest.mark.parametrize("network", ["colour-convnet", "colour-resnet", "colour-vit"])
+def test_the_same_training_twice_gives_the_same_bits(network: str, shapes) -> None:
+    with deterministic():
+        one, other = (train_base(network, shapes, Recipe("sgd", 0.05, 4), 0, CPU, nobody).state for _ in range(2))
+    assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 # Processes
@@ -195,11 +279,15 @@ def square(number: int, device: torch.device) -> tuple[int, int, str]:
     return number**2, torch.get_num_threads(), str(device)
 
 
-def test_jobs_in_processes_come_back_in_their_order_and_share_the_threads() -> None:
-    found = list(in_processes([partial(square, number) for number in range(5)], CPU, 2))
-    assert [one[0] for one in found] == [0, 1, 4, 9, 16]
-    assert {one[1] for one in found} == {max(1, torch.get_num_threads() // 2)}
-    assert {one[2] for one in found} == {"cpu"}
+def is_deterministic(device: torch.device) -> bool:
+    return torch.are_deterministic_algorithms_enabled()
+
+
+def test_jobs_in_processes_come_back_with_their_places_and_share_the_threads() -> None:
+    found = dict(in_processes([partial(square, number) for number in range(5)], CPU, 2))
+    assert [found[place][0] for place in range(5)] == [0, 1, 4, 9, 16]
+    assert {one[1] for one in found.values()} == {max(1, torch.get_num_threads() // 2)}
+    assert {one[2] for one in found.values()} == {"cpu"}
 
 
 def fails(device: torch.device) -> None:
@@ -212,9 +300,44 @@ def test_what_fails_in_a_process_fails_here_with_its_sentence() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, -1, True, 1.5])
-def test_a_number_of_processes_that_is_none_gets_a_sentence(workers) -> None:
+def test_a_number_of_processes_that_is_none_gets_a_sentence(workers, make, tmp_path) -> None:
     with pytest.raises(ApgdTeachError, match=r"workers=.* is no number of processes"):
         list(in_processes([fails], CPU, workers))
+    with pytest.raises(ApgdTeachError, match=r"workers=.* is no number of processes"):
+        make(tmp_path, workers=workers)
+
+
+def test_what_is_ready_first_comes_back_first() -> None:
+    jobs = [partial(sleeps, seconds) for seconds in (3.0, 0.0)]
+    assert [place for place, _ in in_processes(jobs, CPU, 2)] == [1, 0]
+
+
+def sleeps(seconds: float, device: torch.device) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+def test_in_an_engine_of_threads_jobs_wait_for_each_other(make, tmp_path) -> None:
+    """PyTorch's random numbers are a process's: two trainings in one would draw each other's."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = make(tmp_path / "one", regime="hot", expert_steps=6)
+        with joblib.parallel_config(backend="threading"):
+            together = make(tmp_path / "two", regime="hot", expert_steps=6, workers=2)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
+    for task, expert in alone.experts.items():
+        assert all(torch.equal(together.experts[task][key], tensor) for key, tensor in expert.items())
+
+
+def test_a_job_takes_its_data_along_without_the_pictures_that_were_made_of_them(source) -> None:
+    task = source.task("digits-noisy")
+    pictures = task.train.images
+    packed = pickle.dumps(task)
+    assert len(packed) < pictures.numel() * 4
+    assert torch.equal(pickle.loads(packed).train.images, pictures)
 
 
 def test_the_cpu_is_one_device_for_all_jobs() -> None:

@@ -16,6 +16,7 @@ from apgd_teach.figures.shared import (
     overlap,
     shuffled,
     sixth,
+    turned,
 )
 
 EYE = torch.eye(12)
@@ -115,7 +116,21 @@ def test_what_tasks_have_in_common_is_held_and_shuffled_numbers_are_not() -> Non
     assert found.real["layer"][1] > found.shuffled["layer"][0] > 4 / 24
     (row,) = found.table().rows
     assert row[:2] == ("layer", 4)
-    assert row[2:6] == pytest.approx((100 * 4 / 24, *(100 * one for one in found.real["layer"])))
+    kinds = (found.real, found.turned, found.shuffled)
+    shares = [100 * one for kind in kinds for one in (kind["layer"][0], kind["layer"][2])]
+    assert row[2:] == pytest.approx((100 * 4 / 24, *shares))
+
+
+def test_turned_task_vectors_keep_their_strengths_and_lose_what_they_share() -> None:
+    vectors = common()
+    other = turned(vectors, seed=3)
+    torch.testing.assert_close(torch.linalg.svdvals(other), torch.linalg.svdvals(vectors), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(other.mT @ other, vectors.mT @ vectors, atol=1e-3, rtol=1e-4)
+    found = measure_held({"layer": vectors})
+    assert found.real["layer"][2] > found.turned["layer"][2]
+    # With nothing in common to lose, a rotation changes nothing but by chance.
+    apart = measure_held({"layer": common(together=0.0)})
+    assert apart.turned["layer"][0] == pytest.approx(apart.real["layer"][0], abs=0.1)
 
 
 def test_little_noise_leaves_more_of_the_shared_subspace_than_much() -> None:

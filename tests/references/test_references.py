@@ -428,14 +428,43 @@ def test_statistics_are_measured_again_and_no_weight_changes(batchnorms: Pool) -
     assert recalibrated(batchnorms, merged, images=20, split="test").audit.data_used == "test"
 
 
-def test_the_first_layers_statistics_are_those_of_all_images_together(batchnorms: Pool) -> None:
+@pytest.mark.parametrize("used", ["labelled", "test", "not stated"])
+def test_what_was_used_before_is_not_forgotten(batchnorms: Pool, used: str) -> None:
+    made = merge(batchnorms.base, batchnorms.experts, "average")
+    made = dataclasses.replace(made, audit=dataclasses.replace(made.audit, data_used=used))
+    assert recalibrated(batchnorms, made, images=20).audit.data_used == used
+
+
+def test_the_audit_is_of_the_statistics_that_are_handed_over(batchnorms: Pool) -> None:
+    again = recalibrated(batchnorms, merge(batchnorms.base, batchnorms.experts, "average"), images=10_000)
+    fewest = min(len(task.train) for task in batchnorms.tasks.values())
+    variance = row(again, "stem.1.running_var")
+    assert variance.reason == f"measured again on {fewest:,} images of each task"
+    moved = again.state_dict["stem.1.running_var"] - batchnorms.base["stem.1.running_var"]
+    assert variance.update_norm == pytest.approx(float(moved.norm()), rel=1e-4)
+    assert row(again, "stem.1.num_batches_tracked").policy == "train"
+
+
+@pytest.mark.parametrize("layer_wise", [True, False])
+def test_adamerging_learns_weights_and_averages_what_a_batchnorm_counted(batchnorms: Pool, layer_wise: bool) -> None:
+    made = adamerging(batchnorms, images=12, steps=2, batch_size=4, layer_wise=layer_wise, progress=False)
+    for name in ("stem.1.running_mean", "stem.1.running_var"):
+        np.testing.assert_allclose(made.state_dict[name].numpy(), mean(batchnorms, name), rtol=1e-5)
+        assert row(made, name).policy == "average"
+    assert row(made, "stem.0.weight").policy == "merge"
+    assert regmean(batchnorms, images=12, progress=False).audit.data_used == "unlabelled"
+
+
+@pytest.mark.parametrize("images", [42, 43, 60, 85])
+def test_the_first_layers_statistics_are_those_of_all_images_together(batchnorms: Pool, images: int) -> None:
+    """Also where the images do not fill the last batch."""
     merged = merge(batchnorms.base, batchnorms.experts, "average")
-    again = recalibrated(batchnorms, merged, images=42)
-    pictures = torch.stack([batchnorms.tasks[task].train.images[:42] for task in sorted(batchnorms.tasks)])
+    again = recalibrated(batchnorms, merged, images=images)
+    pictures = torch.stack([batchnorms.tasks[task].train.images[:images] for task in sorted(batchnorms.tasks)])
     with torch.no_grad():
         seen = F.conv2d(2 * pictures.flatten(0, 1) - 1, merged.state_dict["stem.0.weight"], stride=2, padding=1)
     torch.testing.assert_close(again.state_dict["stem.1.running_mean"], seen.mean(dim=(0, 2, 3)), atol=1e-4, rtol=1e-3)
-    torch.testing.assert_close(again.state_dict["stem.1.running_var"], seen.var(dim=(0, 2, 3)), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(again.state_dict["stem.1.running_var"], seen.var(dim=(0, 2, 3)), atol=1e-3, rtol=2e-2)
 
 
 def test_measuring_again_what_was_measured_on_the_same_images_changes_nothing(batchnorms: Pool) -> None:
