@@ -307,14 +307,15 @@ class Comparison:
         return task, scores[task].accuracy
 
     def recovered(self, label: str) -> float:
-        """(merged − base) / (experts − base) of mean accuracy; NaN where the experts are not better than the base.
+        """(merged − base) / (experts − base) of mean accuracy; NaN where the experts are not better than the base (by
+        less than a thousandth of a point, which is rounding).
 
         1 is as good as the experts, 0 no better than the base, below 0 worse than not fine-tuning at all.
 
         Source: method.md §4.
         """
         room = self.average("experts") - self.average("base")
-        return (self.average(label) - self.average("base")) / room if room > 0 else math.nan
+        return (self.average(label) - self.average("base")) / room if room > 1e-3 else math.nan
 
     def recovered_words(self, label: str) -> str:
         """`recovered` in per cent, with its 95 % interval over test images: "76 ± 9"; "–" where it is NaN.

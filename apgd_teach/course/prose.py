@@ -1,6 +1,7 @@
 """Sentences with measured numbers in them: said by the run that measured, kept in step in the documentation.
 
-In a notebook, `say` shows a text and fails where a sentence that it rests on is not true. What it is told to record
+In a notebook, `say` shows a text; where a sentence that it rests on is not true, a run of the course fails, and a
+reader who has changed the seed or a setting is told. What it is told to record
 (`facts`) lies in the built notebook, and README and docs take it from there: between `<!-- =02.hot.average:.1f -->` and
 `<!-- = -->` stands that fact in that format, and `<!-- holds 02.hot.average < 02.hot.base -->` is true as long as the
 sentence beside it may stand.
@@ -9,11 +10,13 @@ sentence beside it may stand.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from apgd_teach.course.profiles import VISIT
 from apgd_teach.errors import CourseError
 
 __all__ = ["MIME", "Said", "UntrueError", "facts_of", "fill", "say", "stale"]
@@ -60,14 +63,18 @@ def say(text: str, *, holds: Mapping[str, object] | None = None, facts: Mapping[
         facts: numbers that README and docs quote, by name ("02.hot.average").
 
     Raises:
-        UntrueError: one of the sentences is not true in this run; it names them.
+        UntrueError: one of the sentences is not true in this run, and the runner runs it: it names them. Whoever runs
+            a notebook by hand gets the text, with that said in front of it.
 
     Lesson: every notebook.
     """
-    untrue = [sentence for sentence, true in (holds or {}).items() if not bool(true)]
+    untrue = "; ".join(sentence for sentence, true in (holds or {}).items() if not bool(true))
+    if untrue and os.environ.get(VISIT):
+        raise UntrueError(f"not true in this run: {untrue}. Change what the notebook says, or find out why it came so.")
     if untrue:
-        raise UntrueError(
-            f"not true in this run: {'; '.join(untrue)}. Change what the notebook says, or find out why it came out so."
+        text = (
+            f"> **Not true in this run**, though it was in the published one: *{untrue}*. Texts of this notebook may "
+            f"rest on it. If you changed nothing, report it.\n\n{text}"
         )
     return Said(text, {name: float(value) for name, value in (facts or {}).items()})
 

@@ -39,8 +39,13 @@ class TsvM:
         coefficient: λ, which multiplies what is reassembled: on the scale of a sum, as the tasks' directions do not
             overlap. The authors' code searches 0.1 to 3 on validation data; 1 is the value without any.
 
+    Where all tasks' directions together nearly fill the space of the outputs (T · ⌊r / T⌋ close to out), some of them
+    differ by very little, and rounding is divided by that little: float32 and float64 have been seen to differ by some
+    per cent of M there.
+
     Facts for the audit: "rank", the triples that each task has in M; "overlap_out" and "overlap_in", the squared
-    largest singular values of U and V: 1 where the tasks' directions were orthogonal already, T where all share one.
+    largest singular values of U and V: 1 where the tasks' directions were orthogonal already, T where all share one;
+    "least", the smallest singular value of the two: what rounding is divided by.
 
     Source: Gargiulo et al., "Task Singular Vectors", CVPR 2025, arXiv 2412.00081; method.md §6. Lesson: 03.
     """
@@ -62,7 +67,12 @@ class TsvM:
         """
         moved = [place for place, tau in enumerate(task_vectors) if bool(tau.any())]
         if not moved:
-            nothing: dict[str, Fact] = {"rank": (0,) * len(task_vectors), "overlap_out": 0.0, "overlap_in": 0.0}
+            nothing: dict[str, Fact] = {
+                "rank": (0,) * len(task_vectors),
+                "overlap_out": 0.0,
+                "overlap_in": 0.0,
+                "least": 0.0,
+            }
             return Update(torch.zeros_like(task_vectors[0]), nothing)
         most = min(task_vectors.shape[1:])
         room = max(1, most // len(moved))
@@ -83,6 +93,7 @@ class TsvM:
             "rank": tuple(mine.count(place) for place in range(len(task_vectors))),
             "overlap_out": float(out_lengths[0]) ** 2,
             "overlap_in": float(in_lengths[0]) ** 2,
+            "least": float(min(out_lengths[-1], in_lengths[-1])),
         }
         return Update(matrix, facts)
 

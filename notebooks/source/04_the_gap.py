@@ -582,14 +582,20 @@ Table(
 together = {name: each["all of them"] for name, each in alike.items()}
 *sgd, by_adamw = together
 near = min(sgd, key=lambda name: abs(went[name] - went[by_adamw]))
+lower = sum(
+    alike[by_adamw][layer] < cosine
+    for layer, cosine in alike[near].items()
+    if layer != "all of them"
+)
 say(
     f"The gentlest experts' −τ has a cosine of {r(together[sgd[0]])} with the gradient, the hot ones' "
     f"{r(together[sgd[-1]])}; two random directions of a million numbers have about 0.001. That is nothing like a "
     "random direction, and a long way from the gradient itself. From the largest cosine down: "
     f"{'; '.join(sorted(together, key=together.get, reverse=True))}.\n\n"
     f"AdamW's experts went {went[by_adamw]:.1f} % of ‖θ₀‖ and have {r(together[by_adamw])}. The SGD experts whose way "
-    f"is nearest to that ({near}, {went[near]:.1f} %) have {r(together[near])}: AdamW's task vector is "
-    f"**{'less' if together[by_adamw] < together[near] else 'no less'}** of a gradient than theirs.",
+    f"is nearest to that ({near}, {went[near]:.1f} %) have {r(together[near])}: over all weights together, AdamW's "
+    f"task vector is **{'less' if together[by_adamw] < together[near] else 'no less'}** of a gradient than theirs; "
+    f"layer by layer, in {lower} of {len(alike[near]) - 1}.",
     holds={
         "−τ of SGD's experts lies on the gradient's side": min(together[name] for name in sgd) > 0,
         "the hottest experts' −τ is less of a gradient than the gentlest ones'": together[sgd[-1]]

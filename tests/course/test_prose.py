@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from apgd_teach.course.profiles import VISIT
 from apgd_teach.course.prose import MIME, UntrueError, facts_of, fill, say, stale
 from apgd_teach.errors import CourseError
 
@@ -19,11 +20,27 @@ def test_what_is_said_is_shown_as_markdown_with_its_facts_beside_it() -> None:
     assert MIME not in say("Nothing is recorded.")._repr_mimebundle_()
 
 
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The course's runner is what runs, and no reader."""
+    monkeypatch.setenv(VISIT, "1")
+
+
+@pytest.mark.usefixtures("runner")
 def test_a_sentence_that_is_not_true_stops_the_notebook_and_is_named() -> None:
     with pytest.raises(UntrueError, match=r"not true in this run: the average is below the base. Change"):
         say("Fine.", holds={"one is less than two": True, "the average is below the base": 3 < 2})
 
 
+def test_a_reader_who_changed_something_reads_on_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VISIT, raising=False)
+    said = say("Fine.", holds={"black is white": False, "one is less than two": True}, facts={"00.it": 7})
+    assert str(said).startswith("> **Not true in this run**, though it was in the published one: *black is white*. ")
+    assert str(said).endswith("\n\nFine.")
+    assert said.facts == {"00.it": 7.0}
+
+
+@pytest.mark.usefixtures("runner")
 def test_numbers_of_other_kinds_count_as_true_or_false() -> None:
     import torch
 
