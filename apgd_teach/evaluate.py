@@ -128,7 +128,6 @@ class Evaluator:
         """
         (images, _), there = self.looked_at(task), self.loaded(state)
         head = self._heads[task]
-        # A thousand at a time: the widest activation of a thousand images is some tens of megabytes.
         return in_blocks(lambda block: head(functional_call(self.encoder, there, (block,))), images)
 
     def score(self, state: StateDict, task: str) -> Score:

@@ -142,7 +142,7 @@ def draw_planes(planes: Mapping[str, Plane], titles: Mapping[str, str]) -> Drawi
             wide, high = np.ptp(plane.x), np.ptp(plane.y)
             for number in numbers:
                 across, up = number.get_position()
-                if any(abs(across - x) < wide / 5 and -high / 20 < up - y < high / 6 for x, y in plane.places.values()):
+                if any(abs(across - x) < wide / 6 and -high / 20 < up - y < high / 4 for x, y in plane.places.values()):
                     number.remove()
             place.set_aspect("equal")
             place.grid(False)

@@ -328,7 +328,8 @@ say(
 # ### Does that say what a merge costs? · in depth
 #
 # All measures above are read off the weights. Whether they predict anything is a question for test images: take every
-# two of the experts, average just these two, and measure the gap that each of the two tasks is left with.
+# two of the experts, average just these two, and measure the gap that each of the two tasks is left with. (In the
+# picture circles mark the pairs of the fewest and of the most opposite signs, and the dearest.)
 #
 # > **Predict before you run.** Look at the map above, over all layers together, and name the pair that will be cheapest
 # > to merge, and the dearest.

@@ -69,7 +69,7 @@ say(
 # * **colour-vit**: a small vision transformer, the family of networks that the paper merges.
 #
 # A merge asks of every tensor what it is (lesson 02's audit): a weight with an output and an input side goes through
-# the method, vectors are averaged, integers stay.
+# the method, vectors are averaged, integers (a BatchNorm's count of batches) stay.
 
 # %%
 from collections import Counter
@@ -91,7 +91,8 @@ Table(
         for name, counts in kinds.items()
     ],
     caption="What a merge does with the tensors of each network",
-    note="Averaged are biases, scales and shifts, a BatchNorm's statistics, the transformer's class token and places.",
+    note="Averaged are biases, scales and shifts, a BatchNorm's statistics, the transformer's class token and position "
+    "embeddings.",
 )
 
 # %% [markdown]
@@ -100,7 +101,8 @@ Table(
 # Experts do not depend on each other, and each is a small training. All images lie on the device, in place of being
 # fetched one by one by a *DataLoader*. What else pays depends on the machine. Each *way* below takes a training step by
 # turns with the plain one, so that a noisy machine slows all alike: *channels last* is another layout in memory,
-# *bfloat16* computes with fewer digits what bears it, *compiled* makes one program of the network.
+# *bfloat16* computes matrix products and convolutions with fewer digits (PyTorch's autocast), *compiled* makes one
+# program of the network.
 #
 # > **Predict before you run.** Which of them will pay here, and by what factor?
 
@@ -124,8 +126,9 @@ block_table("colour-convnet", device)
 # %% [markdown]
 # ## Base and experts
 #
-# As in lesson 07: three seeds, each with a base, heads and experts of its own, mildly fine-tuned. (The base is trained
-# under random shifts, hues, inversion, transposition, noise and blur.)
+# As in lesson 07: three seeds, each with a base, heads and experts of its own, mildly fine-tuned. The base is trained
+# under random shifts, hues, inversion, transposition, noise and blur, most of what the tasks are made of. So it can do
+# all of them already, experts gain little over it, and a share of that little is uncertain: look at points.
 
 # %%
 from apgd_teach.experts import make_pool
@@ -237,6 +240,13 @@ Table(
     note=f"First {profile.colour_images:,} test images of each task at most. Tier: {source.tier}.",
 )
 
+# %%
+above = [titles[task] for task in names if task_mean("apgd", task) > task_mean("experts", task)]
+say(
+    "An expert is no upper bound: it has learned from one task's images only. Tasks on which `apgd` has the higher "
+    f"mean: {'; '.join(above) or 'none'}."
+)
+
 # %% [markdown]
 # The variants ask one question of pictures that look different. The two halves ask different questions of pictures that
 # look alike, and no label of the one is a label of the other. The same networks, on the tasks of one kind:
@@ -263,9 +273,9 @@ say(
 # ## What a BatchNorm remembers
 #
 # A BatchNorm subtracts a mean and divides by a standard deviation that were measured in training. Each expert measured
-# them on its own task's images, in its own network. A merge can average them, and that is wrong twice over: the merged
-# weights make other activations, and a variance of all images is more than the mean of the tasks' variances. How much
-# more?
+# them on its own task's images, in its own network. A merge can average them, and there are two reasons to doubt that:
+# the variance of all images is more than the mean of the tasks' variances, and the merged weights make other
+# activations than any expert had. The first can be computed without data:
 
 # %%
 problem("08.1")
@@ -289,15 +299,17 @@ problem("08.1").check(pooled)
 
 # %%
 pooled = problem("08.1").use(pooled)
-resnet = pool_of("colour-resnet", variants[:4], SEED)
+few = variants[:4]
+resnet = pool_of("colour-resnet", few, SEED)
 norms = [key.removesuffix(".running_mean") for key in resnet.base if key.endswith(".running_mean")]
-rows = []
+rows, statistics = [], {}
 for name in norms:
     stacks = [
         torch.stack([expert[f"{name}.{what}"] for expert in resnet.experts.values()])
         for what in ("running_mean", "running_var")
     ]
-    _, together = pooled(*stacks)
+    middle, together = pooled(*stacks)
+    statistics |= {f"{name}.running_mean": middle, f"{name}.running_var": together}
     rows.append((name, 100 * float((together / stacks[1].mean(dim=0) - 1).mean())))
 Table(
     ("BatchNorm", "variance of all above the mean of the experts', %"),
@@ -308,42 +320,59 @@ Table(
 )
 
 # %% [markdown]
-# To *measure* them again in the merged network takes images, though no labels: a method that does so is one that uses
-# unlabelled data, and the table says so.
+# That is the first reason; it can be mended in the merge itself, and costs no data (*pooled* below). For the second the
+# statistics have to be *measured* again in the merged network, which takes images, though no labels: a method that does
+# so uses unlabelled data, and the table says so. As a control, the base with statistics measured on the tasks' images.
 #
-# > **Predict before you run.** How much of what the merge lost do statistics win back, on the average and on `apgd`?
+# > **Predict before you run.** Which of the two reasons matters, for the average and for `apgd`? And does the base gain
+# > as well?
 
 # %%
+from dataclasses import replace
+
 from apgd_teach.evaluate import compare
 from apgd_teach.merging import merge
 from apgd_teach.references import recalibrated
 
 RESNET = {"average": "average", "apgd": "apgd"}
 made = {label: merge(resnet.base, resnet.experts, method) for label, method in RESNET.items()}
+plain = {**made, "base": replace(made["average"], state_dict=resnet.base)}
 made |= {
-    f"{label}, measured again": recalibrated(resnet, made[label], images=profile.reference_images)
+    f"{label}, pooled": replace(made[label], state_dict={**made[label].state_dict, **statistics})
     for label in RESNET
+}
+made |= {
+    f"{label}, measured again": recalibrated(resnet, one, images=profile.reference_images)
+    for label, one in plain.items()
 }
 batchnorm = compare(resnet, made, images=profile.colour_images)
 batchnorm.summary()
 
 # %%
-won = {label: batchnorm.against(f"{label}, measured again", label) for label in RESNET}
+won = {
+    how: {label: batchnorm.against(f"{label}, {how}", label) for label in some}
+    for how, some in {"pooled": RESNET, "measured again": plain}.items()
+}
 say(
-    "Measured again, with the same weights: "
-    + "; ".join(f"{label} {one.told}" for label, one in won.items())
-    + ". (Points of mean accuracy, with 95 % intervals over test images, one seed.)",
-    facts={"08.recalibrated.average": won["average"].points},
+    f"Only these tasks ({'; '.join(titles[task] for task in few)}) and one seed. With the same weights, "
+    + "; ".join(
+        f"{how}: " + ", ".join(f"{label} {one.told}" for label, one in by.items())
+        for how, by in won.items()
+    )
+    + f". (Points of mean accuracy, 95 % intervals over test images. Measured on {profile.reference_images} training "
+    "images of each task, all tasks together.)",
+    facts={"08.recalibrated.average": won["measured again"]["average"].points},
 )
 
 # %% [markdown]
 # ## A transformer · in depth
 #
-# The same two merges for the vision transformer. Its queries, keys and values come from one matrix, (288, 96), whose
-# three parts write into different spaces: a method that looks at output directions takes them for one.
+# The same two merges for the vision transformer, one seed and few tasks as for the residual network. (Its queries, keys
+# and values come from one matrix, (288, 96), whose three parts write into different spaces: a method that looks at
+# output directions takes them for one.)
 
 # %%
-vit = pool_of("colour-vit", variants[: max(2, len(variants) // 2)], SEED)
+vit = pool_of("colour-vit", few, SEED)
 transformer = compare(
     vit,
     {label: merge(vit.base, vit.experts, method) for label, method in RESNET.items()},
@@ -376,8 +405,20 @@ problem("08.2").check(apart)
 
 # %%
 from apgd_teach.agreement import POINTS, TOLERANCE, Place, agreement, agreement_table
+from apgd_teach.merging import shared_basis, task_vectors
 
 apart = problem("08.2").use(apart)
+LAYER = "linear.weight"
+tau = torch.stack([one[LAYER] for one in task_vectors(first.base, first.experts).values()])
+k = min(tau.shape[1:]) // 6
+single, double = (shared_basis(one, k).double() for one in (tau, tau.double()))
+say(
+    f"By your function the shared subspaces of `{LAYER}`, {k} directions each, from float32 and from float64, are "
+    f"{float(apart(single, double)):.0e} apart, of {(2 * k) ** 0.5:.1f} at most (at right angles). Their bases differ "
+    f"by {float((single - double).norm()):.1g}."
+)
+
+# %%
 reference = Place(torch.device("cpu"))
 other = Place(device) if device.type != "cpu" else Place(reference.device, torch.float64)
 CHECKED = {"average": "average", "TSV-M": "tsv_m", "the paper": PAPER, "apgd": "apgd"}
@@ -393,19 +434,16 @@ there = compare(
 )
 here = trials.compared[SEED]
 moved = max(abs(there.average(label) - here.average(label)) for label in CHECKED)
-rows = found["TSV-M"].merged.audit.rows
-least = min(row.facts["least"] for row in rows if "least" in row.facts)
+farthest = max(found, key=lambda label: found[label].update)
 say(
     (
         f"Compared were the CPU and {describe_device(device)}."
         if device.type != "cpu"
-        else "This machine has no accelerator, so what is compared is the CPU with itself in twice the precision: how "
-        "much of an answer is rounding. Nothing is said here about a GPU."
+        else "This machine has no accelerator, so what is compared is the CPU with itself in float64, more than twice "
+        "the digits: how much of an answer is rounding. Nothing is said here about a GPU."
     )
     + f" {sum(one.holds for one in found.values())} of {len(found)} merges agree within {TOLERANCE:g}; the mean "
-    f"accuracy differs by {moved:.2f} points at most, of {POINTS:g} that are tolerated. TSV-M divides by the smallest "
-    f"singular value of all tasks' directions side by side, here {least:.0e} in the worst layer: what rounding left, "
-    "it makes so much larger.",
+    f"accuracy differs by {moved:.2f} points at most, of {POINTS:g} that are tolerated. Farthest apart: *{farthest}*.",
     holds={
         "all merges but TSV-M are the same within the tolerance": all(
             one.holds for label, one in found.items() if label != "TSV-M"
@@ -417,7 +455,8 @@ say(
 
 # %% [markdown]
 # A device that has no room for a batch gets it in halves, quarters and so on (a training step adds up the gradients of
-# the parts), with a sentence in the log; one image that does not fit is an error of one sentence.
+# the parts: the same step, but for a BatchNorm, which sees the parts one by one), with a sentence in the log; one image
+# that does not fit is an error of one sentence.
 #
 # ## What this run showed
 
@@ -428,31 +467,59 @@ verdicts = trials.verdicts("base", METHODS)
 PAPERS = ("average", "task arithmetic, λ = 0.3", "the published code")
 in_order = trials.mean(PAPERS[0]) < trials.mean(PAPERS[1]) < trials.mean(PAPERS[2])
 others = {"residual network": batchnorm, "vision transformer": transformer}
+FINDINGS = {
+    "the average of mild experts is better than the base (02)": ("average", "base"),
+    "a larger λ than 1/T is better than the average (03)": ("task arithmetic, λ = 0.3", "average"),
+    "the whole residual made small is better than the average (04: WUDI)": ("WUDI", "average"),
+    "row, projected and trimmed, is better than the average (06: the paper)": (
+        "the paper",
+        "average",
+    ),
+    "apgd is better than the average (07)": ("apgd", "average"),
+    "apgd is better than TSV-M (07)": ("apgd", "TSV-M"),
+    "apgd is better than WUDI (07)": ("apgd", "WUDI"),
+    "apgd is better than the base (07)": ("apgd", "base"),
+}
+Table(
+    ("what one might expect (lesson)", "here, points", "so"),
+    [
+        (what, str(trials.against(*pair)), trials.against(*pair).verdict)
+        for what, pair in FINDINGS.items()
+    ],
+    caption=f"colour-convnet, {family.title}, {len(names)} tasks, three seeds",
+    note="Points of mean accuracy of the first against the second, paired by seed, with 95 % intervals over seeds.",
+)
+
+# %%
 say(
     f"**The same code merged colour networks of three kinds**, on {describe_device(device)}. The pictures are "
     f"{family.title} (tier `{source.tier}`).\n\n"
     f"**ConvNet, three seeds.** The experts gained {min(gained):.1f} to {max(gained):.1f} points over a base of "
     f"{trials.mean('base'):.1f} %. From the highest mean down: {', '.join(order)}. Better than the base by the "
     f"intervals over seeds: {', '.join(verdicts['better']) or 'none'}; worse: "
-    f"{', '.join(verdicts['worse']) or 'none'}. `apgd` against the average: "
-    f"{trials.against('apgd', 'average').told}; against TSV-M: {trials.against('apgd', 'TSV-M').told}.\n\n"
-    "**The other two, one seed**, with intervals over test images: "
+    f"{', '.join(verdicts['worse']) or 'none'}; not told apart from it: "
+    f"{', '.join(verdicts['no difference seen']) or 'none'}.\n\n"
+    f"**The other two, one seed and {len(few)} tasks**, with intervals over test images: "
     + "; ".join(
-        f"{kind}, the average against the base {one.against('average').told}, `apgd` against the average "
-        f"{one.against('apgd', 'average').told}"
+        f"{kind}, the average against the base {one.against('average').told}, `apgd` against the base "
+        f"{one.against('apgd').told}"
         for kind, one in others.items()
     )
-    + ".\n\n**The paper's order** is average, task arithmetic, its own method, the last one best. Here: "
+    + ". With statistics measured again, the residual network's `apgd` against its base: "
+    f"{batchnorm.against('apgd, measured again').told}; against the base measured again: "
+    f"{batchnorm.against('apgd, measured again', 'base, measured again').told}.\n\n"
+    "**The paper's order** is average, task arithmetic, its own method, the last one best. Here: "
     + "; ".join(f"{label} {trials.mean(label):.1f} %" for label in PAPERS)
     + (
         ". The means come in that order"
         if in_order
         else ". **The means do not come in that order**"
     )
+    + f" (λ = 0.3, the customary value, is {0.3 * len(names):.1f} times the average's 1/T here)"
     + f"; the published code against the average: {trials.against('the published code', 'average').told}; task "
     f"arithmetic against it: {trials.against('task arithmetic, λ = 0.3', 'average').told}; the paper's text against "
     f"it: {trials.against('the paper', 'average').told}.\n\n"
-    "These are small networks, trained for minutes.",
+    "These are small networks, trained for minutes, by one mild recipe.",
     holds={"the experts are better than their base, in the mean over the seeds": fmean(gained) > 0},
     facts={
         "08.base": trials.mean("base"),
@@ -475,16 +542,16 @@ record(f"colour, tier {source.tier}", trials)
 # ## Recap
 #
 # * A merge knows shapes and no pictures: nothing in it changed for colour.
-# * GroupNorm keeps no statistics. BatchNorm does, and averaging them leaves out what the tasks differ by; measuring
-#   them again uses unlabelled images.
+# * GroupNorm keeps no statistics. BatchNorm does: a merge averages them, and whether that harms is to be measured;
+#   measuring them again uses unlabelled images.
 # * What pays on a machine is measured on it, by turns.
-# * Two devices are compared by updates, projectors and accuracies, never by bases.
+# * Two devices, or two precisions, are compared by updates, projectors and accuracies, never by bases.
 
 # %% [markdown]
 # ## Try it · in depth
 #
-# 1. Merge the two halves alone: `first.only(halves)`. Is the average of two such experts better or worse beside its
-#    base than it was among all tasks?
+# 1. Above, the merges of all tasks were scored on the two halves. Merge the two halves alone, `halved =
+#    first.only(halves)`: is the average of these two better or worse beside its base than it was among all?
 # 2. Fine-tune hotter: `EXPERT = Recipe("sgd", 0.1, steps=profile.colour_steps, **small)`. Does the average fall below
 #    the base, as in lesson 02?
 # 3. How few images are enough to measure a BatchNorm's statistics again? Try `images=8` and `images=2` in
