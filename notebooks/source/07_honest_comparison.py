@@ -87,8 +87,8 @@ from apgd_teach import merging
 
 PAPER = merging.Apgd(granularity="row", protect=1 / 6, trim=0.3, flatten=0.0)
 PROJECTED = {
-    "apgd, r/6 protected": merging.Apgd(protect=1 / 6),
-    "apgd, soft protection": merging.Apgd(protect="auto"),
+    "apgd with r/6 protected": merging.Apgd(protect=1 / 6),
+    "apgd with soft protection": merging.Apgd(protect="auto"),
 }
 PEERS = {
     "average": merging.Average(),
