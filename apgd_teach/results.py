@@ -10,17 +10,36 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from apgd_teach import __version__
 from apgd_teach.errors import ApgdTeachError
-from apgd_teach.evaluate import Comparison, Score
+from apgd_teach.evaluate import Comparison, Score, Scores
+from apgd_teach.experts import Pool
+from apgd_teach.files import write_atomically
+from apgd_teach.merging import Merged, fingerprint
 from apgd_teach.trials import Cost, Trials
 
-__all__ = ["FORMAT", "MIME", "Kept", "Measured", "Record", "Recorded", "record", "recorded_in", "trials_of"]
+__all__ = [
+    "FORMAT",
+    "MIME",
+    "Kept",
+    "Measured",
+    "Record",
+    "Recorded",
+    "added",
+    "begun",
+    "load",
+    "record",
+    "recorded_in",
+    "save",
+    "trials_of",
+]
 
 FORMAT = "apgd-teach results 1"
 """Stands in every record; another number means another meaning."""
@@ -135,6 +154,85 @@ def record(suite: str, *trials: Trials) -> Recorded:
     return Recorded(tuple(_record(suite, one, seed) for one in trials for seed in one.seeds))
 
 
+def begun(suite: str, pool: Pool, base: Scores, experts: Scores, images: str) -> Record:
+    """The record of a pool of which nothing has been merged yet.
+
+    Args:
+        suite: see `record`.
+        pool: what will be merged.
+        base, experts: their scores.
+        images: tier, split and how many per task, in words.
+
+    Lesson: 07.
+    """
+    return Record(
+        suite=suite,
+        network=pool.network,
+        recipe=asdict(pool.recipe),
+        seed=pool.seed,
+        images=images,
+        titles={name: task.title for name, task in pool.tasks.items()},
+        inputs={"base": fingerprint(pool.base), **{name: fingerprint(one) for name, one in pool.experts.items()}},
+        versions={"apgd_teach": __version__, "torch": str(torch.__version__)},
+        device=str(pool.device),
+        networks={"base": _measured(base), "experts": _measured(experts)},
+    )
+
+
+def added(record: Record, label: str, network: Merged, scores: Scores, cost: Cost | None = None) -> Record:
+    """The record with one network more.
+
+    Args:
+        record: of the pool that it was made of.
+        label: what to call it.
+        network: with its audit.
+        scores: on every task.
+        cost: what making it took.
+
+    Raises:
+        ApgdTeachError: it was made of other networks than the record's.
+
+    Lesson: 07.
+    """
+    if network.audit.inputs != record.inputs:
+        raise ApgdTeachError(f"'{label}' was merged from other networks than the results of {record.suite} are of.")
+    measured = _measured(
+        scores,
+        method=network.audit.method,
+        settings=json.loads(json.dumps(network.audit.settings, default=str)),
+        data_used=network.audit.data_used,
+        seconds=cost.seconds if cost else None,
+        megabytes=cost.megabytes if cost else None,
+    )
+    return replace(record, networks={**record.networks, label: measured})
+
+
+def save(path: Path, records: Iterable[Record]) -> None:
+    """All of them into a file, whole or not at all.
+
+    Args:
+        path: JSON.
+        records: of several pools.
+    """
+    written = {"format": FORMAT, "records": [_written(one) for one in records]}
+    write_atomically(path, (json.dumps(written, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def load(path: Path) -> list[Record]:
+    """What `save` wrote; nothing where there is no file.
+
+    Raises:
+        ApgdTeachError: it holds no records that this version can read.
+    """
+    if not path.exists():
+        return []
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["records"]
+        return [_read(one, path.name) for one in found]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ApgdTeachError(f"'{path}' holds no results that can be read ({error}); move it away.") from None
+
+
 def recorded_in(paths: Iterable[Path]) -> list[Record]:
     """All records of built notebooks, in their order.
 
@@ -178,6 +276,9 @@ class Kept(Score):
     def __init__(self, accuracy: float, loss: float) -> None:
         self.__dict__.update(kept_accuracy=accuracy, kept_loss=loss)
 
+    def __repr__(self) -> str:
+        return f"Kept(accuracy={self.accuracy:.2f}, loss={self.loss:.4f})"
+
     @property
     def accuracy(self) -> float:
         kept: float = self.__dict__["kept_accuracy"]
@@ -198,31 +299,11 @@ class Kept(Score):
 def _record(suite: str, trials: Trials, seed: int) -> Record:
     if seed not in trials.pools or seed not in trials.merged:
         raise ApgdTeachError("these trials kept their scores alone; record those that `try_methods` returned.")
-    compared, pool, costs = trials.compared[seed], trials.pools[seed], trials.costs.get(seed, {})
-    audits = {label: network.audit for label, network in trials.merged[seed].items()}
-    first = next(iter(audits.values()))
-    networks = {"base": _measured(compared.base), "experts": _measured(compared.experts)}
-    for label, audit in audits.items():
-        networks[label] = _measured(
-            compared.merged[label],
-            method=audit.method,
-            settings=json.loads(json.dumps(audit.settings, default=str)),
-            data_used=audit.data_used,
-            seconds=costs[label].seconds if label in costs else None,
-            megabytes=costs[label].megabytes if label in costs else None,
-        )
-    return Record(
-        suite=suite,
-        network=pool.network,
-        recipe=asdict(pool.recipe),
-        seed=seed,
-        images=compared.tier.partition(";")[0],
-        titles=dict(compared.titles),
-        inputs=dict(first.inputs),
-        versions=dict(first.versions),
-        device=first.device,
-        networks=networks,
-    )
+    compared, costs = trials.compared[seed], trials.costs.get(seed, {})
+    made = begun(suite, trials.pools[seed], compared.base, compared.experts, compared.tier.partition(";")[0])
+    for label, network in trials.merged[seed].items():
+        made = added(made, label, network, compared.merged[label], costs.get(label))
+    return made
 
 
 def _measured(scores: Mapping[str, Score], **more: Any) -> Measured:
