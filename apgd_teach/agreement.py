@@ -22,7 +22,8 @@ by iterations that stop, and a device adds up in an order of its own."""
 
 POINTS = 0.25
 """What two places may differ by in mean accuracy (points): an image in four hundred, for which two classes are as good
-as equal. TSV-M may miss `TOLERANCE` and keep this: see its docstring."""
+as equal. A merge may miss `TOLERANCE` in one layer and keep this: TSV-M where all tasks' directions nearly fill a
+layer (see its docstring), a solver that stops where the gradient has become small."""
 
 
 @dataclass(frozen=True)

@@ -457,8 +457,9 @@ def draw_pairs(measured: PairCosts, *, measure: str = "conflict") -> Drawing:
         (measured.lengths, "mean length ‖τ‖ of the two"),
     )
     with styled():
-        drawn, both = figure(columns=2, width=10.0, height=4.8)
-        for axes, (across, label) in zip(both, drawn_over, strict=True):
+        drawn, both = figure(columns=2, width=9.0, height=4.8)
+        for axes, title, (across, label) in zip(both, ("by direction", "by length"), drawn_over, strict=True):
+            axes.set_title(title)
             for i, kind in enumerate(sorted(set(measured.kinds), key=lambda kind: (kind == "two families", kind))):
                 places = [place for place, one in enumerate(measured.kinds) if one == kind]
                 axes.plot(
@@ -472,7 +473,7 @@ def draw_pairs(measured: PairCosts, *, measure: str = "conflict") -> Drawing:
                 axes.plot(across[place], measured.gaps[place], "o", color="black", fillstyle="none", markersize=15)
             axes.set_xlabel(label)
         both[0].set_ylabel("gap when the two are averaged (nats)")
-        drawn.suptitle("What the weights say of a pair, and what it costs: by direction, and by length")
+        drawn.suptitle("What the weights say of a pair, and what it costs")
         drawn.legend(*both[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     alike, apart = (
         f"{measured.name(place)} ({written(values[place], how.digits)}{how.unit}; gap {measured.gaps[place]:.2f} nats, "
