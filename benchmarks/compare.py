@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean
 
-import torch
 from pools import OTHER_TASKS
 from torch import Tensor
 
@@ -155,7 +154,7 @@ ABLATIONS: dict[str, Method] = {
 
 
 def references(pool: Pool) -> dict[str, Maker]:
-    """What data can buy; joint training only where it has the experts' own labels all in one place."""
+    """What data can buy."""
     grid = [TaskArithmetic(one) for one in (0.05, 0.1, 0.2, 0.3, 0.5)]
     quiet = {"progress": False}
     return {
@@ -307,7 +306,6 @@ def main() -> None:
     if given.command == "report":
         report(RESULTS, RESULTS.with_suffix(".md"))
         return
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     path = RESULTS.with_name("quick.json") if given.quick else RESULTS
     for name in given.suite or SUITES:
         for title, pool in pools_of(name, SEEDS[:1] if given.quick else SEEDS, Cache(given.cache), given.quick):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -13,31 +12,17 @@ from types import ModuleType
 import pytest
 import torch
 
-from apgd_teach import models
 from apgd_teach.cache import Cache
 from apgd_teach.errors import ApgdTeachError
 from apgd_teach.experts import Pool, make_pool
 from apgd_teach.merging import merge
 from apgd_teach.results import load, save
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def compare(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """`benchmarks/compare.py`; nothing that it registers stays behind."""
-    networks = dict(models.ENCODERS)
-    monkeypatch.syspath_prepend(str(FOLDER))
-    before = {name: sys.modules.pop(name, None) for name in ("pools", "compare")}
-    try:
-        yield importlib.import_module("compare")
-    finally:
-        for name, module in before.items():
-            sys.modules.pop(name, None)
-            if module is not None:
-                sys.modules[name] = module
-        models.ENCODERS.clear()
-        models.ENCODERS.update(networks)
+def compare(script: Callable[[str], ModuleType]) -> ModuleType:
+    """`benchmarks/compare.py`."""
+    return script("compare")
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import math
 import re
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -27,25 +26,13 @@ committed = pytest.mark.parametrize("name", NAMES)
 
 
 @pytest.fixture
-def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """`benchmarks/settings.py`, with its results in a folder of the test; nothing that it registers stays behind."""
-    networks, eigh = dict(models.ENCODERS), torch.linalg.eigh
+def study(script: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """`benchmarks/settings.py`, with its results in a folder of the test."""
     monkeypatch.setenv("RESULTS", str(tmp_path / "results.json"))
-    monkeypatch.syspath_prepend(str(FOLDER))
-    before = {name: sys.modules.pop(name, None) for name in ("pools", "settings")}
-    try:
-        module = importlib.import_module("settings")
-        # Its report is written beside it: here that is the test's folder.
-        monkeypatch.setattr(module, "HERE", tmp_path)
-        yield module
-    finally:
-        for name, module in before.items():
-            sys.modules.pop(name, None)
-            if module is not None:
-                sys.modules[name] = module
-        models.ENCODERS.clear()
-        models.ENCODERS.update(networks)
-        torch.linalg.eigh = eigh
+    module = script("settings")
+    # Its report is written beside it: here that is the test's folder.
+    monkeypatch.setattr(module, "HERE", tmp_path)
+    return module
 
 
 @pytest.fixture
