@@ -1,6 +1,6 @@
 """Merging: state dicts in, a state dict and an audit out. Nothing here imports data, training or the course."""
 
-from apgd_teach.merging.apgd import Apgd, Solution
+from apgd_teach.merging.apgd import PAPER, Apgd, Solution
 from apgd_teach.merging.audit import Audit
 from apgd_teach.merging.average import Average
 from apgd_teach.merging.checkpoint import open_checkpoint
@@ -25,6 +25,7 @@ from apgd_teach.merging.wudi import Wudi
 
 __all__ = [
     "METHODS",
+    "PAPER",
     "Apgd",
     "ApgdPublished",
     "Audit",

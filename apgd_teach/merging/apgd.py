@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import ClassVar
 
 import torch
@@ -24,9 +25,11 @@ from apgd_teach.merging.subspace import BASES, eigh_in_place, overflows, shared_
 from apgd_teach.merging.surrogate import before_and_after, check_granularity
 from apgd_teach.merging.threshold import mask, shares, trimmed
 
-__all__ = ["SOFT", "SOLVERS", "Apgd", "Solution"]
+__all__ = ["BIASES", "PAPER", "SOFT", "SOLVERS", "Apgd", "Solution"]
 
 SOLVERS = ("exact", "descent")
+BIASES = ("column", "average")
+"""How a bias is merged: with its weight, as the column that an input of 1 is multiplied by, or averaged."""
 SOFT = ("auto", "soft")
 """Words for `protect` that mean: every direction as far as it is shared (`subspace.soft_projector`)."""
 
@@ -97,6 +100,11 @@ class Apgd:
             S is about their average.
         basis: of the shared subspace, "published" or "weighted".
         steps: of descent.
+        reach: no direction of the merged M is longer than reach · ‖θ₀‖² / (τ̄ √r), τ̄ the mean of ‖τᵢ‖: its length times
+            that of an expert's typical direction, τ̄/√r, is at most this share of the squared length of the base's,
+            ‖θ₀‖/√r. What a first order leaves out is made of such products. None: no limit. Nor is there one where
+            nobody says how long the base is (the method called by hand), or it is zero.
+        biases: "column": a bias is merged with its weight, as the weight of an input that is always 1; "average".
 
     The defaults are those that the project's own runs support best: of some two dozen candidates, the highest mean
     recovered gap on validation images over two networks (ConvNet, MLP), SGD and AdamW, mild and hot fine-tuning, three
@@ -114,12 +122,12 @@ class Apgd:
 
     Facts for the audit: "coefficients"; "protected", share of r, of soft protection the share that it amounts to;
     "leak", ‖P(M − S)‖/‖PS‖ of the solved M, which soft protection (W in place of P) makes small and not zero;
-    "leak_merged", of the merged one; "kept", share of each task's entries (when trimmed); "objective_before" and
-    "objective_solved", the quadratic that was minimised at S and at the solved M, as shares of its value at the base
-    (M = 0); "gradient_left", the projected gradient's length at the solved M as a share of that at S: how far the
-    solver went (the filters stop early on purpose); "surrogate_before" and "surrogate_after", per task, the
-    granularity's plain surrogate (`surrogate`: for "full" with p = 2 and all directions, whatever was minimised) at S
-    and at the merged M, as shares of the base's.
+    "leak_merged", of the merged one; "limited", the share of r of M's directions that `reach` cut; "kept", share of
+    each task's entries (when trimmed); "objective_before" and "objective_solved", the quadratic that was minimised at S
+    and at the solved M, as shares of its value at the base (M = 0); "gradient_left", the projected gradient's length at
+    the solved M as a share of that at S: how far the solver went (the filters stop early on purpose);
+    "surrogate_before" and "surrogate_after", per task, the granularity's plain surrogate (`surrogate`: for "full" with
+    p = 2 and all directions, whatever was minimised) at S and at the merged M, as shares of the base's.
 
     Raises:
         MergeError: a setting that is none.
@@ -140,11 +148,13 @@ class Apgd:
     coefficient: float | None = None
     basis: str = "published"
     steps: int = 400
+    reach: float | None = 0.04
+    biases: str = "column"
     name: ClassVar[str] = "apgd"
 
     def __post_init__(self) -> None:
         check_granularity(self.granularity)
-        for name, known in (("solver", SOLVERS), ("filter", FILTERS), ("basis", BASES)):
+        for name, known in (("solver", SOLVERS), ("filter", FILTERS), ("basis", BASES), ("biases", BIASES)):
             if getattr(self, name) not in known:
                 raise MergeError(f"method 'apgd' has {name} = {getattr(self, name)!r}; use one of: {', '.join(known)}.")
         if isinstance(self.protect, str):
@@ -167,6 +177,8 @@ class Apgd:
             # Where λ is 0 no Δ can be seen in M = Σ λᵢ(τᵢ + Δ), and there is nothing to trim.
             number(self.name, "coefficient", self.coefficient, 0, above=self.trim < 1)
         whole(self.name, "steps", self.steps, 0)
+        if self.reach is not None:
+            number(self.name, "reach", self.reach, 0, above=True)
 
     def __call__(self, task_vectors: Tensor, layer: Layer = ALONE) -> Update:
         """The merged update M (out, in) of one layer, from τ (task, out, in)."""
@@ -181,10 +193,13 @@ class Apgd:
             facts["kept"] = shares(kept)
             del kept
         facts.update(_solved_facts(solved))
-        if self.flatten:
+        longest = self._longest(task_vectors, layer)
+        if self.flatten or longest < math.inf:
             # Where memory peaks a layer less is held: W is made again.
             softly, solved = solved.soft is not None, replace(solved, soft=None)
-            update = flattened(update, self.flatten, least=layer.noise(len(task_vectors)))
+            update, facts["limited"] = reshaped(
+                update, self.flatten, longest, least=layer.noise(len(task_vectors)) if self.flatten else 0.0
+            )
             solved = replace(solved, soft=soft_projector(task_vectors, self.softness) if softly else None)
         facts["leak_merged"] = solved.leak(update)
         facts.update(before_and_after(task_vectors, solved.start, update, self.granularity))
@@ -224,6 +239,13 @@ class Apgd:
         held = update if soft is None else update - soft @ (update - start)
         return Solution(held, start, coefficients, basis, path, _left(quadratic, basis, start, update, held), soft)
 
+    def _longest(self, task_vectors: Tensor, layer: Layer) -> float:
+        """How long a direction of M may be; infinite where nobody said how long the base is, or it is zero."""
+        lengths = [length for tau in task_vectors if (length := norm(tau)) > 0]
+        if self.reach is None or not layer.base_norm > 0 or not lengths:
+            return math.inf
+        return self.reach * layer.base_norm**2 / fmean(lengths) / math.sqrt(min(task_vectors.shape[1:]))
+
     @property
     def _softly(self) -> bool:
         return self.protect in SOFT
@@ -248,6 +270,11 @@ class Apgd:
             return [free.update - _inside(basis[:, :rank], free.update - free.start) for rank in ranks]
 
         return automatic_rank(self.protect, LayerFacts(task_vectors, layer.base_norm, solve))
+
+
+PAPER = Apgd(granularity="row", protect=1 / 6, trim=0.3, flatten=0.0, reach=None, biases="average")
+"""The paper's choice of settings, with coefficients that suit any size of task vector; as its code computes it to the
+letter: `ApgdPublished`."""
 
 
 def _solved_facts(solved: Solution) -> dict[str, Fact]:
@@ -278,24 +305,32 @@ def _inside(basis: Tensor, matrix: Tensor) -> Tensor:
     return basis @ (basis.mT @ matrix)
 
 
-def flattened(update: Tensor, share: float, *, least: float = 0.0) -> Tensor:
-    """M with every singular value s replaced by (1 − share)·s + share·mean(s); their sum stays what it is.
+def reshaped(
+    update: Tensor, share: float, longest: float = math.inf, *, least: float = 0.0
+) -> tuple[Tensor, float]:
+    """M with its singular values s drawn to their mean, to (1 − share)·s + share·mean(s), and then cut at a limit.
 
-    Where tasks share directions the solved M is long along them: its spectrum is more peaked than any task's.
+    Where tasks share directions the solved M is long along them: its spectrum is more peaked than any task's. Drawing
+    leaves the sum of the singular values what it is; cutting keeps M where the first order has something to say.
 
     Args:
         update: M, shape (out, in).
-        share: 0 leaves M as it is, 1 makes all its singular values equal.
+        share: 0 draws nothing, 1 makes all singular values equal.
+        longest: no singular value stays above this.
         least: singular values up to this are no directions of M, but what rounding left: they become 0. So do those
             that are rounding in M's own dtype (`polar.noise`).
 
-    Source: method.md §4F; with share 1 and M = Σ τᵢ this is Iso-C, arXiv 2502.04959. Lesson: 05.
+    Returns:
+        M, shape (out, in), and the share of r = min(out, in) of its directions that were cut.
+
+    Source: method.md §4F; with share 1, no limit and M = Σ τᵢ this is Iso-C, arXiv 2502.04959. Lesson: 06.
     """
     # M = U S Vᵀ; from the smaller Gram side (MMᵀ = U S² Uᵀ) comes all that is needed, in double precision, since a Gram
     # matrix squares the condition. MPS has none, and a double has no wider type: these take the SVD.
     if update.dtype == torch.float64 or update.device.type == "mps":
         left, values, right = torch.linalg.svd(update, full_matrices=False)
-        return (left * _drawn(values, share, max(least, noise(update) * float(values.max())))) @ right
+        drawn = _drawn(values, share, max(least, noise(update) * float(values.max())))
+        return (left * drawn.clamp_max(longest)) @ right, float((drawn > longest).double().mean())
     tall = update.shape[0] > update.shape[1]
     # A block of columns at a time: a whole layer in double precision would weigh as much as two.
     blocks = (update.mT if tall else update).split(1024, dim=1)
@@ -306,12 +341,11 @@ def flattened(update: Tensor, share: float, *, least: float = 0.0) -> Tensor:
     del block, wide
     squares, vectors = eigh_in_place(gram)
     values = squares.clamp_min(0).sqrt()
-    scale = torch.where(
-        values > 0, _drawn(values, share, max(least, noise(update) * float(values.max()))) / values, 0.0
-    )
+    drawn = _drawn(values, share, max(least, noise(update) * float(values.max())))
+    scale = torch.where(values > 0, drawn.clamp_max(longest) / values, 0.0)
     shaped = (vectors * scale) @ vectors.mT
     result = torch.cat([(shaped @ block.to(torch.float64)).to(update.dtype) for block in blocks], dim=1)
-    return result.mT.contiguous() if tall else result
+    return (result.mT.contiguous() if tall else result), float((drawn > longest).double().mean())
 
 
 def _drawn(values: Tensor, share: float, least: float) -> Tensor:

@@ -18,7 +18,7 @@ from apgd_teach.guard import no_data
 from apgd_teach.merging.audit import Audit, TensorRow
 from apgd_teach.merging.checkpoint import Checkpoint
 from apgd_teach.merging.method import Layer, Method, Update, call, facts_of
-from apgd_teach.merging.policy import Decision, decide
+from apgd_teach.merging.policy import Decision, biases_of, decide
 from apgd_teach.merging.preflight import Finding
 from apgd_teach.merging.statedict import as_written, norm, wide
 from apgd_teach.merging.threshold import thresholds
@@ -52,16 +52,23 @@ class Inputs:
         """The experts in the order in which they are added up: a sum of floats depends on it, so names decide."""
         return tuple(sorted(self.experts))
 
-    def task_vectors(self, key: str) -> Tensor:
-        """τ of one tensor as matrices, shape (task, out, in)."""
+    def task_vectors(self, key: str, column: str | None = None) -> Tensor:
+        """τ of one tensor as matrices, shape (task, out, in), with that of its bias as one column more if it is named."""
         base = self._place(self.base.read(key))
         tau = _subtract(base, (self._place(self.experts[name].read(key)) for name in self.names), len(self.names))
-        return tau.flatten(2) if tau.ndim > 2 else tau
+        tau = tau.flatten(2) if tau.ndim > 2 else tau
+        return tau if column is None else torch.cat([tau, self.task_vectors(column).unsqueeze(2)], dim=2)
 
     def decisions(self, method: Method) -> dict[str, Decision]:
         """What happens to each tensor of the base."""
         beside = {key for expert in self.experts.values() for key in expert.specs}
         return decide(self.base.specs, self.policy, getattr(method, "others", "average"), self.base.ties, beside)
+
+    def columns(self, method: Method, decisions: Mapping[str, Decision]) -> dict[str, str]:
+        """By the name of a weight, its bias, for a method that takes the two together."""
+        if getattr(method, "biases", "average") != "column":
+            return {}
+        return biases_of(self.base.specs, decisions, self.base.ties)
 
     def tensors(self, key: str) -> tuple[Tensor, list[Tensor | None]]:
         """The base's tensor and the experts', where the computation is done; None where one has none of its shape."""
@@ -122,28 +129,33 @@ def run(
     settings = _settings(method)  # what cannot be recorded is better known before than after the work
     decisions = inputs.decisions(method)
     tied = {name: group[0] for group in inputs.base.ties for name in group[1:]}
-    work = [name for name in decisions if name not in tied]
+    columns = inputs.columns(method, decisions)
+    work = [name for name in decisions if name not in tied and name not in columns.values()]
     at = _first_pass(inputs, method, [name for name in work if decisions[name].action == "merge"], tick)
     rows: dict[str, TensorRow] = {}
 
-    def one(key: str) -> tuple[Tensor, TensorRow]:
+    def one(key: str) -> list[tuple[Tensor, TensorRow]]:
         with as_written():
-            return _merge_tensor(key, inputs, method, decisions[key], at)
+            if key in columns:
+                return _merge_pair(key, columns[key], inputs, method, decisions[key], at)
+            return [_merge_tensor(key, inputs, method, decisions[key], at)]
 
     followers: dict[str, list[str]] = {}
     for name, first in tied.items():
         followers.setdefault(first, []).append(name)
 
-    def finish(key: str, tensor: Tensor, row: TensorRow) -> None:
-        for name in (key, *followers.get(key, ())):
-            # Values of its own: what shares memory cannot be stored as safetensors.
-            sink(name, tensor if name == key else tensor.clone())
-            rows[name] = row if name == key else dataclasses.replace(row, name=name, reason=f"tied to '{key}'")
-            tick()
+    def finish(made: list[tuple[Tensor, TensorRow]]) -> None:
+        for tensor, row in made:
+            for name in (row.name, *followers.get(row.name, ())):
+                first = name == row.name
+                # Values of its own: what shares memory cannot be stored as safetensors.
+                sink(name, tensor if first else tensor.clone())
+                rows[name] = row if first else dataclasses.replace(row, name=name, reason=f"tied to '{row.name}'")
+                tick()
 
     if workers == 1:
         for key in work:
-            finish(key, *one(key))
+            finish(one(key))
     else:
         _in_threads(work, one, finish, workers)
     digests: dict[str, str] = {}
@@ -164,23 +176,23 @@ def run(
 
 def _in_threads(
     work: list[str],
-    one: Callable[[str], tuple[Tensor, TensorRow]],
-    finish: Callable[[str, Tensor, TensorRow], None],
+    one: Callable[[str], list[tuple[Tensor, TensorRow]]],
+    finish: Callable[[list[tuple[Tensor, TensorRow]]], None],
     workers: int,
 ) -> None:
     """As many tensors at once as there are workers, and no more waiting to be written: memory is bounded by that."""
     with ThreadPoolExecutor(workers) as threads:
-        running: dict[Future[tuple[Tensor, TensorRow]], str] = {}
+        running: set[Future[list[tuple[Tensor, TensorRow]]]] = set()
         left = list(reversed(work))
         try:
             while left or running:
                 while left and len(running) < workers:
-                    key = left.pop()
-                    running[threads.submit(one, key)] = key
+                    running.add(threads.submit(one, left.pop()))
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 while done:  # a future that is kept keeps its tensor
                     future = done.pop()
-                    finish(running.pop(future), *future.result())
+                    running.discard(future)
+                    finish(future.result())
                     del future
         finally:
             for future in running:
@@ -255,6 +267,51 @@ def _merge_tensor(
     return result, TensorRow(key, decision.action, decision.reason, shape, size, mean, moved, facts)
 
 
+def _merge_pair(
+    key: str, column: str, inputs: Inputs, method: Method, decision: Decision, at: Tensor | None
+) -> list[tuple[Tensor, TensorRow]]:
+    """A weight and its bias as one matrix: the bias is the weight of an input that is always 1."""
+    names = (key, column)
+    bases: list[Tensor] = []
+    tau = torch.empty(0)
+    for name in names:
+        base, given = inputs.tensors(name)
+        if inputs.look is not None:
+            inputs.look(name, base, given)
+        experts = [one for one in given if one is not None]
+        del given
+        if name == key:
+            out, n_tasks = base.shape[0], len(experts)
+            width = base.numel() // out
+            kind = torch.float64 if base.dtype == torch.float64 else torch.float32
+            # One matrix from the start: what is joined afterwards is in memory twice.
+            tau = torch.empty((n_tasks, out, width + 1), dtype=kind, device=base.device)
+        place = tau[..., :width] if name == key else tau[..., width:]
+        wide_base = base.reshape(out, -1).to(tau.dtype)
+        for one in place:
+            one.copy_(experts.pop(0).reshape(out, -1)).sub_(wide_base)
+        del wide_base
+        bases.append(base)
+    parts = (slice(0, width), slice(width, width + 1))
+    sizes = [norm(base) for base in bases]
+    # By blocks of rows: a part of a matrix is copied to be measured.
+    lengths = [[math.hypot(*map(norm, one[:, part].split(256))) for one in tau] for part in parts]
+    norms = [math.hypot(*both) for both in zip(*lengths, strict=True)]
+    update, facts = _ask(key, method, inputs, tau, norms, at, math.hypot(*sizes), column)
+    del tau
+    reasons = (f"{decision.reason}, with '{column}' as its last column", f"a column of '{key}'")
+    made = []
+    for place, (name, base, part, reason) in enumerate(zip(names, bases, parts, reasons, strict=True)):
+        moved = update[:, part]
+        kept = inputs.dtype or base.dtype
+        result = _fits(name, (base.to(update.dtype) + moved.reshape(base.shape)).to(kept), kept)
+        mean = sum(lengths[place]) / len(norms)
+        policy, known = ("merge", facts) if name == key else ("column", {})
+        shape = tuple(base.shape)
+        made.append((result, TensorRow(name, policy, reason, shape, sizes[place], mean, norm(moved), known)))
+    return made
+
+
 def _subtract(base: Tensor, experts: Iterable[Tensor], n_tasks: int) -> Tensor:
     """τ, shape (task, …), with each expert forgotten once it is subtracted from: what is held is τ and one tensor."""
     base = base.to(torch.float64 if base.dtype == torch.float64 else torch.float32)
@@ -274,7 +331,14 @@ def _fits(key: str, result: Tensor, kind: torch.dtype) -> Tensor:
 
 
 def _ask(
-    key: str, method: Method, inputs: Inputs, tau: Tensor, norms: list[float], at: Tensor | None, base_norm: float
+    key: str,
+    method: Method,
+    inputs: Inputs,
+    tau: Tensor,
+    norms: list[float],
+    at: Tensor | None,
+    base_norm: float,
+    column: str | None = None,
 ) -> tuple[Tensor, Mapping[str, object]]:
     """The method's update of one layer, shape (out, in), and what is known of it."""
     matrices = tau.flatten(2) if tau.ndim > 3 else tau
@@ -295,7 +359,7 @@ def _ask(
         )
     if matrices._version != version:
         # The method wrote into its argument, and may have returned a part of it: what is compared is read again.
-        update, matrices = update.clone(), inputs.task_vectors(key)
+        update, matrices = update.clone(), inputs.task_vectors(key, column)
     return update, {**facts, "gap_left": _left(matrices, update, norms), **said}
 
 

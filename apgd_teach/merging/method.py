@@ -72,13 +72,15 @@ class Update:
 class Method(Protocol):
     """A frozen dataclass of settings with one call, from τ (task, out, in) to the merged update M (out, in).
 
-    That is all a method of your own needs; `merge(base, experts, Mine(…))` takes it. Four things it may have:
+    That is all a method of your own needs; `merge(base, experts, Mine(…))` takes it. Five things it may have:
 
     * an argument called `layer`, in which it is given a `Layer`: its name, the tasks' names, thresholds, ‖θ₀‖;
     * an `Update` as its result, whose facts go into the audit;
     * `trim`, a share: each expert's threshold for keeping that share of its largest |τ| over all merged layers
       arrives in `layer.thresholds` (None when `trim` is 1);
-    * `others`, "average" (when it has none) or "keep": what happens to tensors that no method works on.
+    * `others`, "average" (when it has none) or "keep": what happens to tensors that no method works on;
+    * `biases`, "average" (when it has none: they are among those tensors) or "column": a weight comes with its bias as
+      one column more, the weight of an input that is always 1.
 
     Lesson: 03, 10.
     """

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from apgd_teach.errors import MergeError
 from apgd_teach.merging.checkpoint import Spec
 
-__all__ = ["ACTIONS", "Action", "Decision", "decide", "problems", "spared", "tables"]
+__all__ = ["ACTIONS", "Action", "Decision", "biases_of", "decide", "problems", "spared", "tables"]
 
 ACTIONS = ("merge", "average", "keep")
 
@@ -94,6 +94,41 @@ def decide(
         if named is not None:
             decisions.update((name, decisions[named]) for name in group if name in specs)
     return decisions
+
+
+def biases_of(
+    specs: Mapping[str, Spec], decisions: Mapping[str, Decision], ties: Sequence[Sequence[str]] = ()
+) -> dict[str, str]:
+    """The bias of each weight that is merged, for methods that take the two as one matrix.
+
+    A bias is a vector that nobody said anything of, of the weight's dtype and as long as its outputs, under the
+    weight's name with "bias" for "weight" at the end: how PyTorch's linear, convolutional and attention layers name
+    theirs.
+
+    Args:
+        specs: the base's headers.
+        decisions: of `decide`.
+        ties: groups of names that are one tensor; what is tied stays alone.
+
+    Returns:
+        by the weight's name, the bias's.
+
+    Source: method.md §2.8. Lesson: 06.
+    """
+    tied = {name for group in ties for name in group}
+    found = {}
+    for name, spec in specs.items():
+        bias = f"{name.removesuffix('weight')}bias"
+        if (
+            decisions[name].action == "merge"
+            and name.endswith("weight")
+            and bias in specs
+            and decisions[bias].reason == _VECTOR
+            and specs[bias] == Spec(spec.shape[:1], spec.dtype)
+            and tied.isdisjoint((name, bias))
+        ):
+            found[name] = bias
+    return found
 
 
 def problems(

@@ -259,7 +259,7 @@ PHASES = {
     "subspace": ("subspace.py", "shared_basis"),
     "G and B": ("objective.py", "_full"),
     "solving": ("exact.py", ("full_solution", "minimise")),
-    "flattening": ("apgd.py", "flattened"),
+    "flattening": ("apgd.py", "reshaped"),
     "facts of the method": ("apgd.py", "_facts"),
     "writing": ("stream.py", ("write", "publish")),
     "hashing": ("checkpoint.py", "digest"),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from apgd_teach.errors import MergeError
 from apgd_teach.merging import METHODS, Apgd, ApgdPublished, IsoC, Layer, TaskAware, Wudi, merge
-from apgd_teach.merging.apgd import flattened
+from apgd_teach.merging.apgd import reshaped
 from apgd_teach.merging.objective import objective
 from apgd_teach.merging.surrogate import surrogate, weights
 
@@ -32,6 +32,8 @@ PLAIN: dict[str, Any] = {
     "coefficient": 0.3,
     "basis": "published",
     "steps": 60,
+    "reach": None,
+    "biases": "average",
 }
 """Every setting, so that no test depends on a default."""
 
@@ -400,26 +402,82 @@ def test_flattening_draws_singular_values_to_their_mean_and_keeps_their_sum(shap
     left, values, right = np.linalg.svd(update.numpy(), full_matrices=False)
     for share in (0.0, 0.25, 1.0):
         expected = left @ np.diag((1 - share) * values + share * values.mean()) @ right
-        close(flattened(update, share), expected)
-        assert float(torch.linalg.svdvals(flattened(update, share)).sum()) == pytest.approx(values.sum())
-    close(flattened(update, 0.0), update)
+        close(reshaped(update, share)[0], expected)
+        assert float(torch.linalg.svdvals(reshaped(update, share)[0]).sum()) == pytest.approx(values.sum())
+    close(reshaped(update, 0.0)[0], update)
 
 
 def test_flattening_invents_no_direction() -> None:
     update = draw(7, 2) @ draw(2, 9, seed=1)
-    found = flattened(update, 0.5)
+    found = reshaped(update, 0.5)[0]
     values = torch.linalg.svdvals(update)[:2]
     close(torch.linalg.svdvals(found)[:2], (values + values.mean()) / 2)
     assert float(torch.linalg.svdvals(found)[2]) < 1e-12
-    assert not flattened(torch.zeros(3, 4), 0.5).any()
+    assert not reshaped(torch.zeros(3, 4), 0.5)[0].any()
+
+
+@pytest.mark.parametrize("flatten", [0.0, 0.6])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("shape", [(3, 6, 9), (3, 9, 6), (4, 8, 8), (1, 5, 7)])
+def test_no_direction_is_longer_than_the_reach_allows(shape, dtype: torch.dtype, flatten: float) -> None:
+    tau = task_vectors(shape).to(dtype)
+    free = apgd(flatten=flatten)(tau).matrix
+    left, values, right = np.linalg.svd(free.double().numpy(), full_matrices=False)
+    # A limit that cuts the longer half.
+    limit = float(np.sort(values)[len(values) // 2])
+    size, base_norm = min(shape[1:]), 7.0
+    typical = float(tau.double().flatten(1).norm(dim=1).mean())
+    reach = limit * typical * size**0.5 / base_norm**2
+    found = apgd(flatten=flatten, reach=reach)(tau, Layer("w", base_norm=base_norm))
+    expected = left @ np.diag(np.minimum(values, limit)) @ right
+    close(found.matrix, expected, 1e-6 if dtype == torch.float64 else 2e-5)
+    cut = (size - 1 - size // 2) / size
+    # The one that the limit was taken from stands on its edge.
+    assert cut - 1e-9 <= found.facts["limited"] <= cut + 1 / size + 1e-9
+
+
+def test_a_limit_that_nothing_reaches_changes_nothing() -> None:
+    tau = task_vectors((3, 6, 9))
+    free = apgd(protect=0.0)(tau).matrix
+    found = apgd(protect=0.0, reach=1e6)(tau, Layer("w", base_norm=1.0))
+    close(found.matrix, free)
+    assert found.facts["limited"] == 0.0
+
+
+@pytest.mark.parametrize("base_norm", [float("nan"), 0.0])
+def test_where_the_base_says_nothing_there_is_no_limit(base_norm: float) -> None:
+    """By hand, and in a layer that begins at zero, which could never move otherwise."""
+    tau = task_vectors((3, 6, 9))
+    close(apgd(reach=1e-9)(tau, Layer("w", base_norm=base_norm)).matrix, apgd()(tau).matrix)
+
+
+def test_tasks_that_did_not_move_do_not_lengthen_the_reach() -> None:
+    tau = task_vectors((3, 6, 9))
+    still = torch.cat([tau, torch.zeros_like(tau[:2])])
+    layer = Layer("w", base_norm=3.0)
+    close(apgd(reach=0.05)(still, layer).matrix, apgd(reach=0.05)(tau, layer).matrix)
+
+
+@pytest.mark.parametrize("factor", [0.1, 10.0])
+def test_networks_of_another_scale_are_merged_alike(factor: float) -> None:
+    """The limit is made of ratios: base and experts times ten, the update times ten."""
+    tau = task_vectors((3, 6, 9))
+    one = apgd(reach=0.02)(tau, Layer("w", base_norm=3.0)).matrix
+    close(apgd(reach=0.02)(factor * tau, Layer("w", base_norm=3.0 * factor)).matrix, factor * one, 1e-6)
+
+
+@pytest.mark.parametrize("reach", [0, -1.0, "far", True, float("inf")])
+def test_a_reach_that_is_none_is_refused(reach: object) -> None:
+    with pytest.raises(MergeError, match="reach"):
+        Apgd(reach=reach)
 
 
 @pytest.mark.parametrize("shape", [(3, 6, 9), (3, 9, 6), (2, 1, 5)])
 def test_flattened_altogether_the_sum_of_the_task_vectors_is_iso_c(shape) -> None:
     tau = task_vectors(shape)
-    close(flattened(tau.sum(dim=0), 1.0), IsoC(coefficient=1.0)(tau).matrix)
+    close(reshaped(tau.sum(dim=0), 1.0)[0], IsoC(coefficient=1.0)(tau).matrix)
     deficient = tau[:, :, :1] @ draw(1, shape[2], seed=4)
-    close(flattened(deficient.sum(dim=0), 1.0), IsoC(coefficient=1.0)(deficient).matrix)
+    close(reshaped(deficient.sum(dim=0), 1.0)[0], IsoC(coefficient=1.0)(deficient).matrix)
 
 
 # WUDI

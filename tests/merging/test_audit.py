@@ -254,7 +254,7 @@ def test_cosines_and_gaps_are_those_of_the_vectors() -> None:
 
 def test_coefficients_protection_and_surrogates_are_those_of_the_equations() -> None:
     base, experts = layers()
-    merged = merge(base, experts, Apgd(granularity="row", protect=0.5, flatten=0.0, coefficient=0.3))
+    merged = merge(base, experts, Apgd(granularity="row", protect=0.5, flatten=0.0, coefficient=0.3, reach=None, biases="average"))
     tau = tau_of(base, experts, "first.weight").numpy()
     lengths = (tau**2).sum(axis=(1, 2)) ** 0.5
     lam = [min(1.0, 0.3 * sorted(lengths)[1] / one) for one in lengths]
@@ -280,7 +280,7 @@ def test_coefficients_protection_and_surrogates_are_those_of_the_equations() -> 
 
 def test_an_expert_s_row_adds_up_the_layers_as_the_whole_does() -> None:
     base, experts = layers()
-    audit = merge(base, experts, Apgd(trim=0.3, protect=0.0)).audit
+    audit = merge(base, experts, Apgd(trim=0.3, protect=0.0, biases="average")).audit
     table = audit.tasks()
     assert table.column("expert") == ["ada", "ben", "cy"]
     tau = [tau_of(base, experts, name).flatten(1) for name in ("first.weight", "second.weight")]

@@ -284,7 +284,7 @@ def expected_share(base: Tensor, experts: list[Tensor]) -> float:
 def test_through_a_merge_each_layer_is_compared_with_its_own_base(move: float, tmp_path) -> None:
     base = network(move=0, seed=0)
     experts = {name: network(move=move, seed=10 * k, base=base) for k, name in enumerate(("ada", "ben"), start=1)}
-    audit = merge(base, experts, "apgd", protect="step").audit
+    audit = merge(base, experts, "apgd", protect="step", biases="average").audit
     rows = {row.name: row for row in audit.rows if row.policy == "merge"}
     assert set(rows) == {"long.weight", "kernel.weight", "short.weight"}
     for name, row in rows.items():
@@ -297,7 +297,11 @@ def test_through_a_merge_each_layer_is_compared_with_its_own_base(move: float, t
         save_file(state, tmp_path / f"{name}.safetensors")
     files = {name: tmp_path / f"{name}.safetensors" for name in experts}
     by_files = merge_files(
-        tmp_path / "base.safetensors", files, tmp_path / "out.safetensors", "apgd", protect="step", progress=False
+        tmp_path / "base.safetensors",
+        files,
+        tmp_path / "out.safetensors",
+        Apgd(protect="step", biases="average"),
+        progress=False,
     )
     assert {row.name: row.facts for row in by_files.rows if row.policy == "merge"} == {
         name: row.facts for name, row in rows.items()
