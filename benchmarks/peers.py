@@ -24,7 +24,7 @@ State = dict[str, Tensor]
 
 
 class Holder(nn.Module):
-    """A state dict as a module: one linear layer without bias per weight, all under "encoder", which DOGE TA asks for."""
+    """A state dict as a module: a linear layer without bias per weight, all under "encoder", which DOGE TA asks for."""
 
     def __init__(self, state: State) -> None:
         super().__init__()
@@ -81,7 +81,9 @@ def doge_ta() -> object:
     return DOGE_TA_Algorithm(subspace=6, K=30, lamda=0.07)
 
 
-def kit(method: str, each: dict[str, float], whole: dict[str, object]) -> Callable[[State, dict[str, State], Path], State]:
+def kit(
+    method: str, each: dict[str, float], whole: dict[str, object]
+) -> Callable[[State, dict[str, State], Path], State]:
     """A merge by mergekit's command for plain PyTorch models."""
 
     def merge(base: State, experts: dict[str, State], folder: Path) -> State:
@@ -102,7 +104,9 @@ def kit(method: str, each: dict[str, float], whole: dict[str, object]) -> Callab
             if done.exit_code:
                 raise SystemExit(done.output)
             return {
-                name: one for file in sorted(Path(made, "out").glob("*.safetensors")) for name, one in load_file(file).items()
+                name: one
+                for file in sorted(Path(made, "out").glob("*.safetensors"))
+                for name, one in load_file(file).items()
             }
 
     return merge

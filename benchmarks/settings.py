@@ -45,8 +45,10 @@ PEERS: Candidates = {
     "Iso-C 1.5": ("iso_c", {"coefficient": 1.5}),
     "WUDI": ("wudi", {}),
 }
-PAPER = {"granularity": "row", "coefficient": 0.3, "flatten": 0.0}
-FULL = {"granularity": "full", "filter": "time", "strength": 3.0}
+BEFORE = {"reach": None, "biases": "average"}
+"""What all studies but "reach" were made with, which came last."""
+PAPER = {"granularity": "row", "coefficient": 0.3, "flatten": 0.0, **BEFORE}
+FULL = {"granularity": "full", "filter": "time", "strength": 3.0, **BEFORE}
 SETTINGS: Candidates = {
     **PEERS,
     "row, r/6, trim 0.3": ("apgd", {**PAPER, "protect": 1 / 6, "trim": 0.3}),
@@ -87,7 +89,7 @@ PROTECTION: Candidates = {
     "average": PEERS["average"],
     "Iso-C 1.5": PEERS["Iso-C 1.5"],
     "TSV-M": PEERS["TSV-M"],
-    "apgd": ("apgd", {}),
+    "apgd": ("apgd", BEFORE),
 }
 """Protection where the spectrum is drawn half-way to its mean: the setting in which it has something to do and cannot
 do harm. "soft 1/16" is what `protect="auto"` means."""
@@ -95,11 +97,20 @@ STEPS: Candidates = {
     **{name: PEERS[name] for name in ("average", "task arithmetic 0.3", "TIES", "TSV-M", "Iso-C", "Iso-C 1.5", "WUDI")},
     "row, r/6, trim 0.3": SETTINGS["row, r/6, trim 0.3"],
     "row, r/6": SETTINGS["row, r/6"],
-    "apgd": ("apgd", {}),
+    "apgd": ("apgd", BEFORE),
 }
 """How far merges of many kinds go, and whether they pay: what `audit.LONG_STEP` warns of."""
-STUDIES = {"settings": SETTINGS, "ranks": RANKS, "protection": PROTECTION, "steps": STEPS}
-OWN_FILE = ("protection", "steps")
+REACH: Candidates = {
+    **{name: PEERS[name] for name in ("average", "TSV-M", "Iso-C")},
+    "neither": ("apgd", BEFORE),
+    "columns, no limit": ("apgd", {"reach": None}),
+    **{f"columns, reach {reach:g}": ("apgd", {"reach": reach}) for reach in (0.01, 0.02, 0.03, 0.04, 0.06, 0.09)},
+    "biases averaged, reach 0.04": ("apgd", {"biases": "average"}),
+    **{f"columns, reach 0.04, flatten {share:g}": ("apgd", {"flatten": share}) for share in (0.0, 0.5, 1.0)},
+}
+"""The two pieces that came last: biases as columns of their weights, and a limit to how long a direction may be."""
+STUDIES = {"settings": SETTINGS, "ranks": RANKS, "protection": PROTECTION, "steps": STEPS, "reach": REACH}
+OWN_FILE = ("protection", "steps", "reach")
 CHOOSING = {"ranks": ("protect ", RULES), "protection": ("half flat, protect ", (*SOFT, "energy", "step"))}
 """Studies of protection: how its candidates' names begin, and those of them that choose by themselves."""
 
@@ -238,7 +249,7 @@ def table(results: dict, part: str, study: str) -> str:
 
 
 DEFAULT = "full, p 1.5, flatten 0.75"
-"""What `Apgd()` computes."""
+"""What `Apgd()` computed before it had a reach and took biases as columns."""
 
 
 def paired(results: dict, part: str, default: str = DEFAULT, peers: Iterable[str] = PEERS) -> str:
@@ -372,6 +383,7 @@ def report() -> None:
         "settings.md": ["# Settings of `apgd`, measured\n", made],
         "protection.md": ["# Protection where the spectrum is half flat, measured\n", made],
         "steps.md": ["# How far merges go, and whether it pays, measured\n", made],
+        "reach.md": ["# Biases as columns, and a limit to every direction, measured\n", made],
     }
     for part in PARTS:
         for study in STUDIES:
@@ -382,6 +394,13 @@ def report() -> None:
             page += [f"## {part}: {study}\n", table(results, part, study), ""]
             if study == "settings":
                 page += [paired(results, part), ""]
+            elif study == "reach":
+                page += [
+                    paired(
+                        results, part, "columns, reach 0.04", [one for one in names if one != "columns, reach 0.04"]
+                    ),
+                    "",
+                ]
             elif study == "steps":
                 page += [steps_of(results, part), "", long_steps(results, part), ""]
             else:

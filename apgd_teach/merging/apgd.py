@@ -193,7 +193,7 @@ class Apgd:
             facts["kept"] = shares(kept)
             del kept
         facts.update(_solved_facts(solved))
-        longest = self._longest(task_vectors, layer)
+        longest = self.longest(task_vectors, layer)
         if self.flatten or longest < math.inf:
             # Where memory peaks a layer less is held: W is made again.
             softly, solved = solved.soft is not None, replace(solved, soft=None)
@@ -239,8 +239,16 @@ class Apgd:
         held = update if soft is None else update - soft @ (update - start)
         return Solution(held, start, coefficients, basis, path, _left(quadratic, basis, start, update, held), soft)
 
-    def _longest(self, task_vectors: Tensor, layer: Layer) -> float:
-        """How long a direction of M may be; infinite where nobody said how long the base is, or it is zero."""
+    def longest(self, task_vectors: Tensor, layer: Layer) -> float:
+        """How long a direction of the merged M may be, by `reach`.
+
+        Args:
+            task_vectors: τ, shape (task, out, in).
+            layer: its base_norm, ‖θ₀‖.
+
+        Returns:
+            reach · ‖θ₀‖² / (τ̄ √r); infinite where nobody said how long the base is, or it is zero.
+        """
         lengths = [length for tau in task_vectors if (length := norm(tau)) > 0]
         if self.reach is None or not layer.base_norm > 0 or not lengths:
             return math.inf
@@ -305,9 +313,7 @@ def _inside(basis: Tensor, matrix: Tensor) -> Tensor:
     return basis @ (basis.mT @ matrix)
 
 
-def reshaped(
-    update: Tensor, share: float, longest: float = math.inf, *, least: float = 0.0
-) -> tuple[Tensor, float]:
+def reshaped(update: Tensor, share: float, longest: float = math.inf, *, least: float = 0.0) -> tuple[Tensor, float]:
     """M with its singular values s drawn to their mean, to (1 − share)·s + share·mean(s), and then cut at a limit.
 
     Where tasks share directions the solved M is long along them: its spectrum is more peaked than any task's. Drawing

@@ -53,7 +53,7 @@ class Inputs:
         return tuple(sorted(self.experts))
 
     def task_vectors(self, key: str, column: str | None = None) -> Tensor:
-        """τ of one tensor as matrices, shape (task, out, in), with that of its bias as one column more if it is named."""
+        """τ of one tensor as matrices, shape (task, out, in); with its bias as one column more, where that is named."""
         base = self._place(self.base.read(key))
         tau = _subtract(base, (self._place(self.experts[name].read(key)) for name in self.names), len(self.names))
         tau = tau.flatten(2) if tau.ndim > 2 else tau
@@ -272,27 +272,25 @@ def _merge_pair(
 ) -> list[tuple[Tensor, TensorRow]]:
     """A weight and its bias as one matrix: the bias is the weight of an input that is always 1."""
     names = (key, column)
-    bases: list[Tensor] = []
-    tau = torch.empty(0)
+    bases, given = [], []
     for name in names:
-        base, given = inputs.tensors(name)
+        base, experts = inputs.tensors(name)
         if inputs.look is not None:
-            inputs.look(name, base, given)
-        experts = [one for one in given if one is not None]
-        del given
-        if name == key:
-            out, n_tasks = base.shape[0], len(experts)
-            width = base.numel() // out
-            kind = torch.float64 if base.dtype == torch.float64 else torch.float32
-            # One matrix from the start: what is joined afterwards is in memory twice.
-            tau = torch.empty((n_tasks, out, width + 1), dtype=kind, device=base.device)
-        place = tau[..., :width] if name == key else tau[..., width:]
-        wide_base = base.reshape(out, -1).to(tau.dtype)
-        for one in place:
-            one.copy_(experts.pop(0).reshape(out, -1)).sub_(wide_base)
-        del wide_base
+            inputs.look(name, base, experts)
         bases.append(base)
+        given.append([one for one in experts if one is not None])
+        del experts
+    out, n_tasks = bases[0].shape[0], len(given[0])
+    width = bases[0].numel() // out
     parts = (slice(0, width), slice(width, width + 1))
+    kind = torch.float64 if bases[0].dtype == torch.float64 else torch.float32
+    # One matrix from the start: what is joined afterwards is in memory twice.
+    tau = torch.empty((n_tasks, out, width + 1), dtype=kind, device=bases[0].device)
+    for part, base, theirs in zip(parts, bases, given, strict=True):
+        start = base.reshape(out, -1).to(kind)
+        for place in tau[..., part]:
+            place.copy_(theirs.pop(0).reshape(out, -1)).sub_(start)
+        del start
     sizes = [norm(base) for base in bases]
     # By blocks of rows: a part of a matrix is copied to be measured.
     lengths = [[math.hypot(*map(norm, one[:, part].split(256))) for one in tau] for part in parts]
@@ -301,14 +299,14 @@ def _merge_pair(
     del tau
     reasons = (f"{decision.reason}, with '{column}' as its last column", f"a column of '{key}'")
     made = []
-    for place, (name, base, part, reason) in enumerate(zip(names, bases, parts, reasons, strict=True)):
+    for at_name, (name, base, part, reason) in enumerate(zip(names, bases, parts, reasons, strict=True)):
         moved = update[:, part]
         kept = inputs.dtype or base.dtype
         result = _fits(name, (base.to(update.dtype) + moved.reshape(base.shape)).to(kept), kept)
-        mean = sum(lengths[place]) / len(norms)
+        mean = sum(lengths[at_name]) / n_tasks
         policy, known = ("merge", facts) if name == key else ("column", {})
         shape = tuple(base.shape)
-        made.append((result, TensorRow(name, policy, reason, shape, sizes[place], mean, norm(moved), known)))
+        made.append((result, TensorRow(name, policy, reason, shape, sizes[at_name], mean, norm(moved), known)))
     return made
 
 

@@ -97,8 +97,7 @@ class ApgdPublished:
         # Fused: the same step in one pass over memory, which is what takes the time here.
         adam = torch.optim.Adam([delta], lr=self.rate, fused=True)
         by_unit = task_vectors.transpose(0, 1)  # (out, task, in)
-        # Task by task, entry by entry, as the code has it: as the difference of two long sums most digits were lost, and
-        # Adam, which divides by the gradient's own size, made 5 % of Δ of that.
+        # Entry by entry and then added up, as the code has it: not as the difference of two long sums.
         begun = torch.stack([((start - tau) * tau).sum(dim=1) for tau in task_vectors], dim=1)
         # In place: what 400 steps allocate and free again would leave the memory in pieces.
         gradient = torch.empty_like(start)

@@ -30,8 +30,8 @@ BASES = ("published", "weighted")
 def left_vectors(matrix: Tensor, count: int | None = None) -> tuple[Tensor, Tensor]:
     """Left singular vectors and singular values, largest first, from an eigendecomposition of the smaller Gram side.
 
-    Three to ten times as fast as an SVD, and as good where it matters: what is lost are directions whose singular
-    value is below 4√ε of the largest (0.0014 in float32). Where out ≤ in those come out orthonormal too. Where
+    One and a half to four times as fast as an SVD, and as good where it matters: what is lost are directions whose
+    singular value is below 4√ε of the largest (0.0014 in float32). Where out ≤ in those come out orthonormal too. Where
     out > in, vectors are made by dividing by their singular value s: they are orthonormal to about ε·(s₁/s)², and what
     is lost are zero columns.
 
@@ -45,10 +45,11 @@ def left_vectors(matrix: Tensor, count: int | None = None) -> tuple[Tensor, Tens
     Source: method.md §4D. Lesson: 05.
     """
     rows, columns = matrix.shape[-2:]
+    short = matrix if rows <= columns else matrix.mT
+    vectors, values = (one.to(matrix.dtype) for one in _by_gram(lambda: _gram(short), count))
     if rows <= columns:
-        return _by_gram(lambda: matrix @ matrix.mT, count)
-    right, values = _by_gram(lambda: matrix.mT @ matrix, count)
-    return matrix @ right * _inverse(values)[..., :count].unsqueeze(-2), values
+        return vectors, values
+    return matrix @ vectors * _inverse(values)[..., :count].unsqueeze(-2), values
 
 
 def right_vectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,6 +110,21 @@ def _by_gram(make: Callable[[], Tensor], count: int | None) -> tuple[Tensor, Ten
     values, vectors = eigh_in_place(make(), make)
     first = 0 if count is None else max(0, vectors.shape[-1] - count)
     return vectors[..., first:].flip(-1), values.flip(-1).clamp_min(0).sqrt()
+
+
+def _gram(matrix: Tensor) -> Tensor:
+    """X Xᵀ of X (…, out, in) in float64, where the device has it: in float32 squaring would cost half of the digits.
+
+    A block of columns at a time: a whole layer in double precision would weigh as much as two.
+    """
+    if matrix.device.type == "mps":
+        return matrix @ matrix.mT
+    rows = matrix.shape[-2]
+    gram = matrix.new_zeros((*matrix.shape[:-2], rows, rows), dtype=torch.float64)
+    for block in matrix.split(1024, dim=-1):
+        wide = block.to(torch.float64)
+        gram += wide @ wide.mT
+    return gram
 
 
 def _inverse(values: Tensor) -> Tensor:

@@ -86,8 +86,10 @@ def test_every_rule_for_the_rank_is_in_the_study(study: ModuleType) -> None:
 
 
 def test_the_candidate_that_is_called_the_default_computes_what_the_default_computes(study: ModuleType) -> None:
+    """By hand, where there is neither a base nor a bias, which is where the default has moved on since."""
     method, given = study.SETTINGS[study.DEFAULT]
     assert method == "apgd"
+    assert dataclasses.replace(METHODS[method](**given), reach=Apgd.reach, biases=Apgd.biases, strength=None) == Apgd()
     tau = torch.randn(3, 20, 30, generator=torch.Generator().manual_seed(0))
     assert torch.equal(METHODS[method](**given)(tau).matrix, Apgd()(tau).matrix)
 
@@ -248,9 +250,15 @@ def test_rules_are_held_against_constants_on_the_same_pools(study: ModuleType) -
 
 def test_what_is_called_auto_is_one_of_the_candidates(study: ModuleType) -> None:
     made = {name: METHODS[method](**given) for name, (method, given) in study.PROTECTION.items()}
-    assert made["apgd"] == Apgd()
+    assert made["apgd"] == Apgd(**study.BEFORE)
     auto = dataclasses.replace(made["half flat, protect soft 1/16"], protect="auto")
-    assert auto == Apgd(protect="auto", flatten=0.5, strength=3.0)
+    assert auto == Apgd(protect="auto", flatten=0.5, strength=3.0, **study.BEFORE)
+
+
+def test_the_default_is_a_candidate_of_the_study_that_came_last(study: ModuleType) -> None:
+    made = {name: METHODS[method](**given) for name, (method, given) in study.REACH.items()}
+    assert made["columns, reach 0.04"] == Apgd()
+    assert made["neither"] == Apgd(**study.BEFORE)
 
 
 def test_the_default_is_compared_with_its_peers_on_the_same_pools(study: ModuleType) -> None:

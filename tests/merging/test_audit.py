@@ -254,7 +254,9 @@ def test_cosines_and_gaps_are_those_of_the_vectors() -> None:
 
 def test_coefficients_protection_and_surrogates_are_those_of_the_equations() -> None:
     base, experts = layers()
-    merged = merge(base, experts, Apgd(granularity="row", protect=0.5, flatten=0.0, coefficient=0.3, reach=None, biases="average"))
+    merged = merge(
+        base, experts, Apgd(granularity="row", protect=0.5, flatten=0.0, coefficient=0.3, reach=None, biases="average")
+    )
     tau = tau_of(base, experts, "first.weight").numpy()
     lengths = (tau**2).sum(axis=(1, 2)) ** 0.5
     lam = [min(1.0, 0.3 * sorted(lengths)[1] / one) for one in lengths]

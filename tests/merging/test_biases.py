@@ -233,7 +233,7 @@ def test_values_that_a_dtype_cannot_hold_are_named(made: Made) -> None:
         def __call__(self, task_vectors: Tensor) -> Tensor:
             return 10 * task_vectors[0]
 
-    with pytest.raises(MergeError, match="'fc.bias'"):
+    with pytest.raises(MergeError, match=r"'fc\.bias'"):
         merge(base, experts, Far())
 
 
@@ -243,9 +243,7 @@ def test_the_limit_of_a_direction_counts_the_column(made: Made) -> None:
     merged = merge(base, experts, Apgd(reach=reach)).state_dict
     joined = torch.cat([base["3.weight"], base["3.bias"].unsqueeze(1)], dim=1)
     moved = torch.cat([merged["3.weight"], merged["3.bias"].unsqueeze(1)], dim=1) - joined
-    parts = (
-        torch.cat([one["3.weight"], one["3.bias"].unsqueeze(1)], dim=1) - joined for one in experts.values()
-    )
+    parts = (torch.cat([one["3.weight"], one["3.bias"].unsqueeze(1)], dim=1) - joined for one in experts.values())
     typical = sum(float(one.norm()) for one in parts) / 3
     limit = reach * float(joined.norm()) ** 2 / typical / 5**0.5
     torch.testing.assert_close(torch.linalg.svdvals(moved), torch.full((5,), limit), atol=1e-6, rtol=1e-4)
