@@ -106,19 +106,19 @@ class Apgd:
             nobody says how long the base is (the method called by hand), or it is zero.
         biases: "column": a bias is merged with its weight, as the weight of an input that is always 1; "average".
 
-    The defaults are those that the project's own runs support best: of some two dozen candidates, the highest mean
-    recovered gap on validation images over two networks (ConvNet, MLP), SGD and AdamW, mild and hot fine-tuning, three
-    seeds each, nothing counted below −1. They flatten the spectrum and protect nothing: where the solved M is drawn to
-    equal singular values, a hard constraint gave little more in any setting and took much away in some. Their lead over
-    the best peer is small beside its interval, and where SGD fine-tuned hotly they stay below the base. The paper's own
-    choice is granularity "row", protect 1/6, trim 0.3, flatten 0. Tables, and what else was tried, with the settings in
-    which these defaults lose: `benchmarks/settings.md`.
+    The defaults are those that the project's own runs support best: the highest mean recovered gap on validation images
+    over two networks (ConvNet, MLP), SGD and AdamW, mild and hot fine-tuning, nothing counted below −1. They were
+    chosen in two steps: power, filter and flattening of some two dozen candidates (`benchmarks/settings.md`), and then,
+    with these as they are, biases as columns and the reach (`benchmarks/reach.md`). They protect nothing: where the
+    solved M is drawn to equal singular values, a hard constraint gave little more in any setting and took much away in
+    some. The paper's own choice is `PAPER`. What they are worth beside other methods, on suites that chose nothing,
+    and where they lose: `benchmarks/compare.md`.
 
     Where the spectrum is flattened less, protection has something to do. With flatten 0.5 and protect "auto" each of
     sixteen settings that its κ was not chosen on (two optimisers and two regimes, on new seeds, another network and
     other tasks) came within a tenth of (experts − base) of the best constant share there, and the mean over each of the
-    four suites lay above that of any one constant: `benchmarks/protection.md`. The defaults recovered as much on those
-    pools, and more on the ones they were chosen on.
+    four suites lay above that of any one constant: `benchmarks/protection.md`. That was measured without the two last
+    pieces; the defaults, without them too, recovered as much on those pools.
 
     Facts for the audit: "coefficients"; "protected", share of r, of soft protection the share that it amounts to;
     "leak", ‖P(M − S)‖/‖PS‖ of the solved M, which soft protection (W in place of P) makes small and not zero;

@@ -42,9 +42,10 @@ def merge(
     """Merge experts into one network, from their weights alone.
 
     Weights (two axes and more) go through the method, layer by layer, as matrices (out, in). Vectors and scalars
-    (biases, norm weights) are averaged. Tensors of integers, and empty ones, are kept as the base has them. Tensors
-    that share their memory in the base are merged once and stay equal. The arithmetic is float32 (float64 for a float64
-    base), whatever the files hold. While a method runs, any access to data raises `DataAccessError`.
+    (biases, norm weights) are averaged; a method may ask for biases as columns of their weights. Tensors of integers,
+    and empty ones, are kept as the base has them. Tensors that share their memory in the base are merged once and stay
+    equal. The arithmetic is float32 (float64 for a float64 base), whatever the files hold. While a method runs, any
+    access to data raises `DataAccessError`.
 
     Args:
         base: θ₀, tensors by name. Never changed.

@@ -204,7 +204,7 @@ estimated_gap = problem("04.1").use(estimated_gap)
 
 # %%
 from apgd_teach.figures import merged_layers
-from apgd_teach.merging import Apgd, TaskArithmetic, merge, task_vectors
+from apgd_teach.merging import PAPER, TaskArithmetic, merge, task_vectors
 from apgd_teach.tables import Table
 
 mild, hot = pool_of(regime="mild"), pool_of(regime="hot")
@@ -215,7 +215,7 @@ methods = {
     "task arithmetic, λ = 0.3": TaskArithmetic(0.3),
     "TIES": "ties",
     "TSV-M": "tsv_m",
-    "the paper": Apgd(granularity="row", protect=1 / 6, trim=0.3, flatten=0.0),
+    "the paper": PAPER,
     "full residual": "wudi",
 }
 merges = {label: merge(mild.base, mild.experts, method) for label, method in methods.items()}

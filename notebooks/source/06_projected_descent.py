@@ -486,14 +486,22 @@ say(
 #
 # `merge(base, experts, "apgd")` goes through all layers; but its defaults are *not* the loop above. They keep the idea,
 # residuals made small, and did best on labelled validation images of pools like this one, with this one among them
-# (`benchmarks/settings.md`, which also shows where they lose; lesson 07 has pools that chose nothing): granularity
-# `full` (the whole of $R_j$ is to vanish, not its diagonal only), in which a strong singular direction of a task counts
-# somewhat less than in $\lVert R_j\rVert^2$ (lesson 07, in depth); solved directly, imitating descent that stops early;
-# **nothing protected**; and the singular values of $M$ drawn three quarters of the way to their mean: a few directions,
-# those that several tasks have in common, may otherwise make most of $M$. Beside it, on mild and on *hot* experts
-# (lesson 02):
+# (`benchmarks/settings.md` and `benchmarks/reach.md`; lesson 07 has pools that chose nothing):
 #
-# * *apgd, not flattened*: the same without that last piece;
+# * granularity `full`: the whole of $R_j$ is to vanish, not its diagonal only. A strong singular direction of a task
+#   counts somewhat less than in $\lVert R_j\rVert^2$ (lesson 07, in depth);
+# * solved directly, imitating descent that stops early, with **nothing protected**;
+# * a bias is a **column** of its weight, what an input that is always 1 is multiplied by: the two are one matrix;
+# * the singular values of $M$ are **flattened**, drawn three quarters of the way to their mean: a few directions, those
+#   that several tasks have in common, may otherwise make most of $M$;
+# * and none of them is longer than a **reach** allows. What a first order leaves out is made of products of two changes,
+#   so the longest direction of $M$ times an expert's typical one, $\bar\tau/\sqrt r$ with $\bar\tau$ the mean of
+#   $\lVert\tau_i\rVert$, is kept below 4 % of the square of the base's typical one, $\lVert\theta_0\rVert/\sqrt r$.
+#   Experts that went far make the limit short.
+#
+# Beside it, on mild and on *hot* experts (lesson 02):
+#
+# * *apgd, not flattened* and *apgd, no limit*: the same without one piece;
 # * *S*: the start, without any descent;
 # * *descent, 1/6 protected*: from there, on `full`, as many steps as validation images of the mild experts chose;
 #   *descent, free*: with nothing protected;
@@ -506,13 +514,14 @@ say(
 
 # %%
 from apgd_teach.figures import descended, measure_steps, timed_merges
-from apgd_teach.merging import Apgd, TaskAware
+from apgd_teach.merging import PAPER, Apgd, TaskAware
 
 CALLS = {
     "average": "average",
     "apgd (default)": "apgd",
     "apgd, not flattened": Apgd(flatten=0.0),
-    "the paper": Apgd(granularity="row", protect=1 / 6, trim=0.3, flatten=0.0),
+    "apgd, no limit": Apgd(reach=None),
+    "the paper": PAPER,
     "the published code": "apgd_published",
 }
 OURS, FREELY = "descent, 1/6 protected", "descent, free"

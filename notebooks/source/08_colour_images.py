@@ -183,14 +183,13 @@ from apgd_teach import merging
 from apgd_teach.figures import Slider, draw_methods, panel
 from apgd_teach.trials import try_methods
 
-PAPER = merging.Apgd(granularity="row", protect=1 / 6, trim=0.3, flatten=0.0)
 METHODS = {
     "average": merging.Average(),
     "task arithmetic, λ = 0.3": merging.TaskArithmetic(0.3),
     "TIES": merging.Ties(),
     "TSV-M": merging.TsvM(),
     "WUDI": merging.Wudi(),
-    "the paper": PAPER,
+    "the paper": merging.PAPER,
     "the published code": merging.ApgdPublished(),
     "apgd": merging.Apgd(),
 }
@@ -421,7 +420,7 @@ say(
 # %%
 reference = Place(torch.device("cpu"))
 other = Place(device) if device.type != "cpu" else Place(reference.device, torch.float64)
-CHECKED = {"average": "average", "TSV-M": "tsv_m", "the paper": PAPER, "apgd": "apgd"}
+CHECKED = {"average": "average", "TSV-M": "tsv_m", "the paper": merging.PAPER, "apgd": "apgd"}
 found = {
     label: agreement(first.base, first.experts, method, reference, other)
     for label, method in CHECKED.items()
