@@ -494,9 +494,9 @@ say(
 # * a bias is a **column** of its weight, what an input that is always 1 is multiplied by: the two are one matrix;
 # * the singular values of $M$ are **flattened**, drawn three quarters of the way to their mean: a few directions, those
 #   that several tasks have in common, may otherwise make most of $M$;
-# * and none of them is longer than a **reach** allows. What a first order leaves out is made of products of two changes,
-#   so the longest direction of $M$ times an expert's typical one, $\bar\tau/\sqrt r$ with $\bar\tau$ the mean of
-#   $\lVert\tau_i\rVert$, is kept below 4 % of the square of the base's typical one, $\lVert\theta_0\rVert/\sqrt r$.
+# * and none of them is longer than a **reach** allows. What a first order leaves out is made of products of two
+#   changes, so the longest direction of $M$ times an expert's typical one, $\bar\tau/\sqrt r$ with $\bar\tau$ the mean
+#   of $\lVert\tau_i\rVert$, is kept below 4 % of the square of the base's typical one, $\lVert\theta_0\rVert/\sqrt r$.
 #   Experts that went far make the limit short.
 #
 # Beside it, on mild and on *hot* experts (lesson 02):

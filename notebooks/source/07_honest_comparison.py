@@ -77,11 +77,11 @@ say(f"{T} of the course's {len(TASKS)} tasks are merged here: {'; '.join(titles.
 #
 # `apgd` is WUDI's aim, stopped early, with singular values drawn part of the way that Iso-C goes, biases as columns of
 # their weights, and a limit to the length of every direction (lesson 06); of the paper it keeps the idea, and neither
-# `row` nor the projection. Two rows show what the last two of these are worth, two more put the projection of lessons 05 and 06 back into it, as
-# a wall around $r/6$ directions and softly. The paper's own method is here twice. *The paper* is our reading, as in
-# lesson 06: granularity `row`, $r/6$ directions protected, the 30 % largest $|\tau|$ kept, solved exactly, $c = 1/T$.
-# *The published code* is what the public code computes, to the letter: 400 steps of Adam, and constants made for much
-# larger networks.
+# `row` nor the projection. Two rows show what the last two of these are worth, two more put the projection of lessons
+# 05 and 06 back into it, as a wall around $r/6$ directions and softly. The paper's own method is here twice. *The
+# paper* is our reading, as in lesson 06: granularity `row`, $r/6$ directions protected, the 30 % largest $|\tau|$ kept,
+# solved exactly, $c = 1/T$. *The published code* is what the public code computes, to the letter: 400 steps of Adam,
+# and constants made for much larger networks.
 
 # %%
 from apgd_teach import merging
@@ -426,11 +426,11 @@ say(
 # ## What each piece is worth · in depth
 #
 # A method that is made of several pieces should be taken apart. Of `apgd` the table has relatives: one without its
-# limit, one with averaged biases, and WUDI, which is what remains without these two, without its flattening and its early
-# stopping, and with the residual weighed otherwise: $\lVert R_j\rVert^2 =
-# \sum_k s_k^2\, \lVert (M - \tau_j) v_k\rVert^2$ over the singular values $s_k$ and right singular vectors $v_k$ of
-# $\tau_j$, where `apgd` has $s_k^{1.5}$ in place of $s_k^2$; lesson 06 has a row without the flattening. The paper's
-# variant has seven pieces that can be removed or exchanged, one at a time, with everything else left as it is:
+# limit, one with averaged biases, and WUDI, which is what remains without these two, without its flattening and its
+# early stopping, and with the residual weighed otherwise: $\lVert R_j\rVert^2 = \sum_k s_k^2\, \lVert (M - \tau_j)
+# v_k\rVert^2$ over the singular values $s_k$ and right singular vectors $v_k$ of $\tau_j$, where `apgd` has $s_k^{1.5}$
+# in place of $s_k^2$; lesson 06 has a row without the flattening. The paper's variant has seven pieces that can be
+# removed or exchanged, one at a time, with everything else left as it is:
 #
 # * **without $\Delta$**: $M = \sum_i \lambda_i \tau_i$, trimmed: task-aware coefficients alone;
 # * **without projection**: nothing is protected, $\Delta$ may move anywhere;
@@ -574,13 +574,13 @@ say(
 
 # %% [markdown]
 # **How a method can lose that made its own surrogate small.** The surrogate is a first-order estimate, made at the
-# base, and a long step leaves the region where it says anything (lesson 04). Granularity `row` asks for one number
-# per output unit; many different $M$ give that number, and nothing in it keeps $M$ short (lesson 06). Compare the
-# steps: the trim comes after the fit and breaks the constraint, but it also shortens the step. The published code's
-# $\lambda_i = 0.07 / \lVert \tau_i \rVert$ shrink where task vectors are long, and its step with them. That a long step
-# did it is a guess that these numbers allow; the two rows of `apgd` with and without its limit try it on one method. In the paper's networks, whose
-# task vectors are far shorter beside their base, the estimate has an easier life. That is a reason to expect other
-# results there, and no measurement.
+# base, and a long step leaves the region where it says anything (lesson 04). Granularity `row` asks for one number per
+# output unit; many different $M$ give that number, and nothing in it keeps $M$ short (lesson 06). Compare the steps:
+# the trim comes after the fit and breaks the constraint, but it also shortens the step. The published code's $\lambda_i
+# = 0.07 / \lVert \tau_i \rVert$ shrink where task vectors are long, and its step with them. That a long step did it is
+# a guess that these numbers allow; the two rows of `apgd` with and without its limit try it on one method. In the
+# paper's networks, whose task vectors are far shorter beside their base, the estimate has an easier life. That is a
+# reason to expect other results there, and no measurement.
 #
 # ## Stability under noise · in depth
 #
