@@ -56,7 +56,7 @@ TWINS = {
     "fusion-bench wudi": Twin(
         Wudi(), "300 steps of Adam at the rate 1e-5 from the sum of the task vectors, not solved"
     ),
-    "fusion-bench doge_ta": Twin(ApgdPublished(), "Adam turns rounding into steps where the gradient is next to zero"),
+    "fusion-bench doge_ta": Twin(ApgdPublished()),
     "mergekit task_arithmetic": Twin(TaskArithmetic(0.3)),
     "mergekit ties": Twin(Ties(), "trims every tensor by itself, not all of them together"),
 }

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from types import ModuleType
 
 import pytest
@@ -126,12 +127,17 @@ def test_a_file_that_holds_no_results_is_left_alone(tmp_path: Path) -> None:
 def test_the_page_is_made_from_the_file_alone(compare: ModuleType, pool: Pool, tmp_path: Path) -> None:
     path = tmp_path / "compare.json"
     for seed in (30, 31):
-        compare.measure("a suite", replace(pool, seed=seed), path, LABELS)
+        compare.measure("a suite, sgd mild", replace(pool, seed=seed), path, LABELS)
     compare.report(path, tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
-    assert "| a suite | mean | worst task % |" in page.replace("| network ", "")
+    assert "| network | a suite, sgd mild | mean | worst task % |" in page
     assert "| TSV-M, rescaled |" in page
     assert "| RegMean |" in page
+    peer = max(
+        ("TSV-M", "TSV-M, rescaled"), key=lambda label: fmean(compare.shares(compare.finished(load(path)), label))
+    )
+    assert "| a suite | 2 | " in page
+    assert f" | {peer} | " in page
     # A row that one seed lacks is in no table.
     one, other = load(path)
     fewer = {label: each for label, each in other.networks.items() if label != "the paper"}
