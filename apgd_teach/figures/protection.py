@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 
-METHOD = Apgd(power=2.0, flatten=0.0)
+METHOD = Apgd(power=2.0, flatten=0.0, reach=None, biases="average")
 """The surrogate `full` as the lessons define it, nothing protected, and nothing that comes after the constraint."""
 
 
@@ -77,7 +77,15 @@ class Way:
             shares: of r = min(out, in), each 0 to 1.
         """
         return measure_rank(
-            self.base, self.experts, score, shares=shares, free=self.solved, power=METHOD.power, flatten=METHOD.flatten
+            self.base,
+            self.experts,
+            score,
+            shares=shares,
+            free=self.solved,
+            power=METHOD.power,
+            flatten=METHOD.flatten,
+            reach=METHOD.reach,
+            biases=METHOD.biases,
         )
 
     def updates(self, network: StateDict) -> dict[str, Tensor]:
