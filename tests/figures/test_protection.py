@@ -17,7 +17,7 @@ from apgd_teach.figures.protection import (
     measure_prices,
     measure_way,
 )
-from apgd_teach.merging import StateDict, merge, shared_basis, soft_projector, surrogate, weights
+from apgd_teach.merging import Apgd, StateDict, merge, shared_basis, soft_projector, surrogate, weights
 from apgd_teach.merging.descent import off
 
 NAMES = ("one", "two", "three")
@@ -79,7 +79,8 @@ def weighed(way: Way, networks: StateDict) -> float:
 
 def test_parts_of_the_way_are_the_merges_with_that_protected(way: Way) -> None:
     for label, protect in (("free", 0), ("onto", 1 / 6)):
-        plain = merge(BASE, EXPERTS, "apgd", protect=protect, power=2.0, flatten=0.0).state_dict
+        alone = Apgd(protect=protect, power=2.0, flatten=0.0, reach=None, biases="average")
+        plain = merge(BASE, EXPERTS, alone).state_dict
         made = way.merged(READINGS[label]).state_dict
         for key in BASE:
             torch.testing.assert_close(made[key], plain[key])

@@ -15,7 +15,7 @@ from apgd_teach.evaluate import Evaluator
 from apgd_teach.experts import make_pool
 from apgd_teach.figures.lint import look_over
 from apgd_teach.figures.steps import StepSweep, Way, after_steps, descended, draw_steps, measure_steps
-from apgd_teach.merging import merge, shared_basis
+from apgd_teach.merging import Apgd, merge, shared_basis
 from apgd_teach.merging.descent import descend
 from apgd_teach.merging.objective import Full, objective
 
@@ -70,9 +70,8 @@ def test_networks_on_the_way_are_those_that_merging_by_descent_makes(measured: S
     assert measured.steps == {"row": (0, 1, 10), "full": (0, 10, 2000)}
     pool = evaluator.pool
     for place, steps in enumerate(measured.steps["row"]):
-        merged = merge(
-            pool.base, pool.experts, "apgd", granularity="row", protect=1 / 6, solver="descent", steps=steps, flatten=0
-        )
+        alone = Apgd("row", solver="descent", protect=1 / 6, steps=steps, flatten=0, reach=None, biases="average")
+        merged = merge(pool.base, pool.experts, alone)
         for key, tensor in merged.state_dict.items():
             torch.testing.assert_close(measured.states["row"][place][key], tensor)
         scores = evaluator.scores(merged.state_dict)
