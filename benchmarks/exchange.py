@@ -51,7 +51,7 @@ class Twin:
 
 TWINS = {
     "fusion-bench ties": Twin(Ties()),
-    "fusion-bench tsv_m": Twin(TsvM()),
+    "fusion-bench tsv_m": Twin(TsvM(), "rounding, where the directions of all tasks together nearly fill a layer"),
     "fusion-bench iso_c": Twin(IsoC(), "directions in which the sum of the task vectors has nothing are made as long"),
     "fusion-bench wudi": Twin(
         Wudi(), "300 steps of Adam at the rate 1e-5 from the sum of the task vectors, not solved"

@@ -77,7 +77,7 @@ def test_the_page_is_made_from_the_file_alone(exchange: ModuleType) -> None:
     exchange.store(pools, {"fusion-bench": "0.2"})
     exchange.report()
     page = (exchange.HERE / "peers.md").read_text()
-    assert "| fusion-bench tsv_m | tsv_m | 2.0e-05 to 3.0e-02 | −0.25 to +0.75 | nothing known |" in page
+    assert "| fusion-bench tsv_m | tsv_m | 2.0e-05 to 3.0e-02 | −0.25 to +0.75 | rounding, where" in page
     assert "iso_c" not in page
     assert "fusion-bench 0.2" in page
 
