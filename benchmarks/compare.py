@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
+from typing import ClassVar
 
 from pools import OTHER_TASKS
 from torch import Tensor
@@ -90,10 +91,8 @@ SUITES = {
 
 
 @dataclass(frozen=True)
-class Rescaled:
-    """A method's update, in each layer made as long as leaves the least of the whole residual: a scale without data.
-
-    σ = argmin Σⱼ ‖(σM − τⱼ)τⱼᵀ‖² / ‖τⱼ‖² = ⟨B, M⟩ / ⟨M G, M⟩, one rule for every method.
+class Around:
+    """A method whose update is changed afterwards.
 
     Attributes:
         method: whose update.
@@ -102,14 +101,27 @@ class Rescaled:
     method: Method
 
     @property
-    def name(self) -> str:
-        """The method's, and that it was rescaled."""
-        return f"{self.method.name}, rescaled"
-
-    @property
     def trim(self) -> float | None:
         """The method's own, for which the merge looks at all layers first."""
         return getattr(self.method, "trim", None)
+
+    @property
+    def biases(self) -> str:
+        """As the method takes them."""
+        return getattr(self.method, "biases", "average")
+
+
+@dataclass(frozen=True)
+class Rescaled(Around):
+    """A method's update, in each layer made as long as leaves the least of the whole residual: a scale without data.
+
+    σ = argmin Σⱼ ‖(σM − τⱼ)τⱼᵀ‖² / ‖τⱼ‖² = ⟨B, M⟩ / ⟨M G, M⟩, one rule for every method.
+    """
+
+    @property
+    def name(self) -> str:
+        """The method's, and that it was rescaled."""
+        return f"{self.method.name}, rescaled"
 
     def __call__(self, task_vectors: Tensor, layer: Layer) -> Update:
         """The rescaled M of one layer, from τ (task, out, in)."""
@@ -121,33 +133,20 @@ class Rescaled:
 
 
 @dataclass(frozen=True)
-class Limited:
-    """A method with its biases as columns, and none of its directions longer than `apgd`'s reach.
+class Limited(Around):
+    """A method with its biases as columns, and none of its directions longer than `apgd`'s reach."""
 
-    Attributes:
-        method: whose update.
-        reach: as `Apgd` has it.
-        biases: as `Apgd` has it.
-    """
-
-    method: Method
-    reach: float | None = Apgd.reach
-    biases: str = "column"
+    biases: ClassVar[str] = "column"  # type: ignore[misc]
 
     @property
     def name(self) -> str:
         """The method's, and that it was limited."""
         return f"{self.method.name}, limited"
 
-    @property
-    def trim(self) -> float | None:
-        """The method's own, for which the merge looks at all layers first."""
-        return getattr(self.method, "trim", None)
-
     def __call__(self, task_vectors: Tensor, layer: Layer) -> Update:
         """The limited M of one layer, from τ (task, out, in)."""
         made = call(self.method, task_vectors, layer)
-        matrix, share = reshaped(made.matrix, 0.0, Apgd(reach=self.reach).longest(task_vectors, layer))
+        matrix, share = reshaped(made.matrix, 0.0, Apgd().longest(task_vectors, layer))
         return Update(matrix, {**made.facts, "limited": share})
 
 

@@ -21,7 +21,7 @@ from apgd_teach.merging.published import leak
 from apgd_teach.merging.rank import RULES, LayerFacts, automatic_rank
 from apgd_teach.merging.settings import number, whole
 from apgd_teach.merging.statedict import norm
-from apgd_teach.merging.subspace import BASES, eigh_in_place, overflows, shared_basis, soft_projector
+from apgd_teach.merging.subspace import BASES, eigh_in_place, gram, overflows, shared_basis, soft_projector
 from apgd_teach.merging.surrogate import before_and_after, check_granularity
 from apgd_teach.merging.threshold import mask, shares, trimmed
 
@@ -339,13 +339,9 @@ def reshaped(update: Tensor, share: float, longest: float = math.inf, *, least: 
         return (left * drawn.clamp_max(longest)) @ right, float((drawn > longest).double().mean())
     tall = update.shape[0] > update.shape[1]
     # A block of columns at a time: a whole layer in double precision would weigh as much as two.
-    blocks = (update.mT if tall else update).split(1024, dim=1)
-    gram = update.new_zeros(2 * (min(update.shape),), dtype=torch.float64)
-    for block in blocks:
-        wide = block.to(torch.float64)
-        gram += wide @ wide.mT
-    del block, wide
-    squares, vectors = eigh_in_place(gram)
+    short = update.mT if tall else update
+    blocks = short.split(1024, dim=1)
+    squares, vectors = eigh_in_place(gram(short))
     values = squares.clamp_min(0).sqrt()
     drawn = _drawn(values, share, max(least, noise(update) * float(values.max())))
     scale = torch.where(values > 0, drawn.clamp_max(longest) / values, 0.0)

@@ -14,6 +14,7 @@ __all__ = [
     "BASES",
     "eigh",
     "eigh_in_place",
+    "gram",
     "left_vectors",
     "overflows",
     "principal_angles",
@@ -46,7 +47,7 @@ def left_vectors(matrix: Tensor, count: int | None = None) -> tuple[Tensor, Tens
     """
     rows, columns = matrix.shape[-2:]
     short = matrix if rows <= columns else matrix.mT
-    vectors, values = (one.to(matrix.dtype) for one in _by_gram(lambda: _gram(short), count))
+    vectors, values = (one.to(matrix.dtype) for one in _by_gram(lambda: gram(short), count))
     if rows <= columns:
         return vectors, values
     return matrix @ vectors * _inverse(values)[..., :count].unsqueeze(-2), values
@@ -112,7 +113,7 @@ def _by_gram(make: Callable[[], Tensor], count: int | None) -> tuple[Tensor, Ten
     return vectors[..., first:].flip(-1), values.flip(-1).clamp_min(0).sqrt()
 
 
-def _gram(matrix: Tensor) -> Tensor:
+def gram(matrix: Tensor) -> Tensor:
     """X Xᵀ of X (…, out, in) in float64, where the device has it: in float32 squaring would cost half of the digits.
 
     A block of columns at a time: a whole layer in double precision would weigh as much as two.
@@ -120,11 +121,11 @@ def _gram(matrix: Tensor) -> Tensor:
     if matrix.device.type == "mps":
         return matrix @ matrix.mT
     rows = matrix.shape[-2]
-    gram = matrix.new_zeros((*matrix.shape[:-2], rows, rows), dtype=torch.float64)
+    total = matrix.new_zeros((*matrix.shape[:-2], rows, rows), dtype=torch.float64)
     for block in matrix.split(1024, dim=-1):
         wide = block.to(torch.float64)
-        gram += wide @ wide.mT
-    return gram
+        total += wide @ wide.mT
+    return total
 
 
 def _inverse(values: Tensor) -> Tensor:

@@ -76,6 +76,13 @@ def test_ties_can_be_rescaled_too(compare: ModuleType, pool: Pool) -> None:
     assert compare.RESCALED["TIES, rescaled"].trim == compare.METHODS["TIES"].trim
 
 
+def test_biases_are_taken_as_the_method_takes_them(compare: ModuleType) -> None:
+    assert {label: one.biases for label, one in compare.RESCALED.items() if one.biases != "average"} == {
+        "apgd, rescaled": "column"
+    }
+    assert {one.biases for one in compare.LIMITED.values()} == {"column"}
+
+
 def test_it_goes_on_where_it_stopped(
     compare: ModuleType, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
