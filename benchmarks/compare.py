@@ -1,10 +1,12 @@
 """The comparison: every method on every suite, one network at a time.
 
-    python benchmarks/compare.py run [--suite NAME]   # stop and go on as you like; --quick: one small pool, for a look
+    python benchmarks/compare.py run [--suite NAME]   # stop and go on as you like; --quick: small pools, for a look
+    python benchmarks/compare.py again                # three cells once more, with other seeds
     python benchmarks/compare.py report               # writes compare.md from compare.json
+    python benchmarks/compare.py repeat --suite "8 tasks, MLP, sgd hot" --seed 30 --row apgd    # one row once more
 
-Nothing here chooses a setting. The seeds are none that `apgd`'s settings were chosen or reported on before, and the
-deep network and the colour suite were not looked at when they were chosen.
+Nothing here chooses a setting; `compared.py` makes the tables. The seeds are none that `apgd`'s settings were chosen or
+reported on before, and the deep network and the colour suite were not looked at when they were chosen.
 """
 
 from __future__ import annotations
@@ -12,21 +14,24 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import ClassVar
 
+import compared
+import torch
+from compared import PEERS
 from pools import OTHER_TASKS
 from torch import Tensor
 
 from apgd_teach.cache import Cache
 from apgd_teach.data import TASKS, Source, Variant, open_colour, open_source
-from apgd_teach.evaluate import Difference, Evaluator, paired
+from apgd_teach.errors import ApgdTeachError
+from apgd_teach.evaluate import Evaluator
 from apgd_teach.experts import Pool, make_pool
-from apgd_teach.files import write_atomically
 from apgd_teach.merging import (
     PAPER,
     Apgd,
@@ -43,17 +48,19 @@ from apgd_teach.merging import (
     merge,
 )
 from apgd_teach.merging.apgd import reshaped
-from apgd_teach.merging.method import Layer, Method, Update, call
+from apgd_teach.merging.method import ALONE, Layer, Method, Update, call
 from apgd_teach.merging.objective import objective
 from apgd_teach.references import adamerging, joint, regmean
-from apgd_teach.results import Record, added, begun, load, save, trials_of
+from apgd_teach.results import Record, added, begun, load, save
 from apgd_teach.tables import Table
 from apgd_teach.training import Recipe
-from apgd_teach.trials import Trials, measured, tuned
+from apgd_teach.trials import measured, tuned
 
 HERE = Path(__file__).parent
 RESULTS = Path(os.environ.get("RESULTS", HERE / "compare.json"))
 SEEDS = (30, 31, 32, 33, 34)
+SECOND = RESULTS.with_name(f"{RESULTS.stem}_again.json")
+SEEDS_AGAIN = (35, 36, 37, 38, 39)
 RATES = ("mild", "hot")
 OPTIMIZERS = ("sgd", "adamw")
 
@@ -150,6 +157,18 @@ class Limited(Around):
         return Update(matrix, {**made.facts, "limited": share})
 
 
+@dataclass(frozen=True)
+class Into(Apgd):
+    """Δ kept *in* the shared subspace instead of off it: all that it leaves out is protected."""
+
+    name: ClassVar[str] = "apgd, into"
+
+    def protected(self, task_vectors: Tensor, layer: Layer = ALONE) -> Tensor:
+        """An orthonormal basis of what the shared subspace is not, shape (out, direction)."""
+        shared = super().protected(task_vectors, layer)
+        return torch.linalg.qr(shared, mode="complete")[0][:, shared.shape[1] :]
+
+
 METHODS: dict[str, Method] = {
     "average": Average(),
     "task arithmetic": TaskArithmetic(),
@@ -165,10 +184,13 @@ METHODS: dict[str, Method] = {
 }
 """At their data-free settings."""
 
-PEERS = ("TIES", "TSV-M", "Iso-C", "WUDI")
 RESCALED = {f"{label}, rescaled": Rescaled(METHODS[label]) for label in (*PEERS, "apgd")}
 LIMITED = {f"{label}, limited": Limited(METHODS[label]) for label in PEERS}
 """What `apgd`'s two last pieces do for others."""
+
+AGAIN = (("8 tasks, MLP", "sgd", "mild"), ("8 tasks, ConvNet", "sgd", "hot"), ("8 tasks, deep MLP", "adamw", "mild"))
+AGAIN_LABELS = ("average", "TSV-M", "apgd")
+"""The cells that are measured twice."""
 ABLATIONS: dict[str, Method] = {
     "apgd: biases averaged": Apgd(biases="average"),
     "apgd: no limit": Apgd(reach=None),
@@ -181,11 +203,17 @@ ABLATIONS: dict[str, Method] = {
     "apgd: r/6 protected": Apgd(protect=1 / 6),
     "apgd: r/16 protected": Apgd(protect=1 / 16),
     "apgd: soft protection": Apgd(protect="auto"),
+    "apgd: into r/6": Into(protect=1 / 6),
+    "apgd: task-aware λ": Apgd(coefficient=0.125),
+    **{f"apgd: reach {reach:g}": Apgd(reach=reach) for reach in (0.09, 0.2)},
     "apgd: 30 % kept": Apgd(trim=0.3),
-    "apgd: row": Apgd(granularity="row", flatten=0.75),
+    **{f"apgd: {one}": Apgd(granularity=one) for one in ("row", "layer")},
     **{f"apgd: {steps} steps of descent": Apgd(solver="descent", steps=steps) for steps in (50, 400)},
     "the paper: untrimmed": replace(PAPER, trim=1.0),
     "the paper: nothing protected": replace(PAPER, protect=0.0),
+    "the paper: into": Into(**{one.name: getattr(PAPER, one.name) for one in fields(PAPER)}),
+    "the paper: no Δ (S alone)": replace(PAPER, solver="descent", steps=0),
+    "the paper: one λ": replace(PAPER, coefficient=None),
 }
 
 
@@ -213,12 +241,20 @@ def makers(pool: Pool) -> dict[str, Maker]:
     }
 
 
-def pools_of(name: str, seeds: Iterable[int], cache: Cache, quick: bool = False) -> Iterator[tuple[str, Pool]]:
+def pools_of(
+    name: str,
+    seeds: Iterable[int],
+    cache: Cache,
+    quick: bool = False,
+    *,
+    optimizers: Sequence[str] | None = None,
+    regimes: Sequence[str] = RATES,
+) -> Iterator[tuple[str, Pool]]:
     """The pools of a suite with their names, optimiser by optimiser and regime by regime."""
     suite = SUITES[name]
     source: Source = open_colour("auto", per_class=2000) if suite.colour else open_source("bundled")
     tasks = [*source.tasks] if suite.colour else list(suite.tasks)
-    for seed, optimizer, regime in itertools.product(seeds, suite.optimizers, RATES):
+    for seed, optimizer, regime in itertools.product(seeds, optimizers or suite.optimizers, regimes):
         recipe: str | Recipe = regime
         base: int | Recipe = 40 if quick else suite.base_steps
         if suite.colour:
@@ -260,123 +296,82 @@ def measure(name: str, pool: Pool, path: Path, labels: Iterable[str] | None = No
     print(f"{name}, seed {pool.seed}: {len(mine.networks)} networks", flush=True)
 
 
-# The report
+def again(path: Path, cache: Cache) -> None:
+    """Three cells once more, from networks of other seeds."""
+    for name, optimizer, regime in AGAIN:
+        for title, pool in pools_of(name, SEEDS_AGAIN, cache, optimizers=[optimizer], regimes=[regime]):
+            measure(title, pool, path, AGAIN_LABELS)
 
 
-def finished(records: Iterable[Record]) -> dict[str, Trials]:
-    """Trials by suite, of the labels that all seeds have."""
-    records = list(records)
-    found = {}
-    for suite in dict.fromkeys(one.suite for one in records):
-        mine = [one for one in records if one.suite == suite]
-        common = set.intersection(*(set(one.networks) for one in mine))
-        kept = [replace(one, networks={k: v for k, v in one.networks.items() if k in common}) for one in mine]
-        (found[suite],) = trials_of(kept).values()
-    return found
+def repeat(suite: str, seed: int, label: str, path: Path, cache: Cache) -> Table:
+    """One row of the file, measured anew and held beside what the file says.
 
+    Args:
+        suite: with its optimiser and regime, "8 tasks, MLP, sgd hot".
+        seed: of the pool.
+        label: of the row.
+        path: of the results.
+        cache: of trained networks.
 
-def shares(trials: Mapping[str, Trials], label: str) -> list[float]:
-    """Recovered gap of every pool, nothing counted below −1: one pool must not decide."""
-    return [max(-1.0, one.recovered(label)) for each in trials.values() for one in each.compared.values()]
-
-
-def lead(trials: Mapping[str, Trials], label: str, other: str) -> Difference:
-    """By how much one recovers more than another, over all pools, paired; in hundredths of the gap."""
-    return paired([100 * a for a in shares(trials, label)], [100 * b for b in shares(trials, other)])
-
-
-def overview(trials: Mapping[str, Trials], labels: Iterable[str], title: str) -> Table:
-    """Recovered gap by suite, its mean over pools, and the worst task."""
-    rows = []
-    for label in labels:
-        by_suite = [fmean(max(-1.0, c.recovered(label)) for c in one.compared.values()) for one in trials.values()]
-        worst = fmean(one.worst(label) for one in trials.values())
-        rows.append((label, *(f"{share:.2f}" for share in by_suite), f"{fmean(by_suite):.2f}", f"{worst:.1f}"))
-    rows.sort(key=lambda row: -float(row[-2]))
-    return Table(
-        ("network", *trials, "mean", "worst task %"),
-        rows,
-        caption=f"{title}: recovered gap, mean over seeds, nothing counted below −1 at a seed",
-        note="Worst task: the lowest accuracy of a task at each seed, the mean over all pools.",
-    )
-
-
-def against(trials: Mapping[str, Trials], label: str, others: Iterable[str]) -> Table:
-    """One method against others, over all pools."""
-    return Table(
-        (f"{label} against", "recovered gap, %", "verdict", "pools"),
-        [
-            (other, str(lead(trials, label, other)), lead(trials, label, other).verdict, len(shares(trials, label)))
-            for other in others
-        ],
-        caption=f"By how much {label} recovers more, paired by pool",
-        note="95 % intervals over pools (of one suite they share networks, so that these are rather too narrow).",
-    )
-
-
-def families(trials: Mapping[str, Trials]) -> dict[str, dict[str, Trials]]:
-    """Suites by what they have in common beside the optimiser and the regime of the experts."""
-    found: dict[str, dict[str, Trials]] = {}
-    for name, one in trials.items():
-        found.setdefault(name.rpartition(", ")[0], {})[name] = one
-    return found
-
-
-def bar(trials: Mapping[str, Trials]) -> Table:
-    """`apgd` against the best of the peers, family by family: best in that very family, and so a hard opponent."""
-    rows = []
-    for family, mine in families(trials).items():
-        known = set.intersection(*(set(one.data_used) for one in mine.values()))
-        peers = [label for peer in PEERS for label in (peer, f"{peer}, rescaled") if label in known]
-        if not peers or "apgd" not in known:
-            continue
-        best = max(peers, key=lambda label: fmean(shares(mine, label)))
-        worst = [
-            [one.worst(label)[1] for each in mine.values() for one in each.compared.values()]
-            for label in ("apgd", best)
-        ]
-        rows.append(
-            (
-                family,
-                len(worst[0]),
-                f"{fmean(shares(mine, 'apgd')):.2f}",
-                best,
-                f"{fmean(shares(mine, best)):.2f}",
-                str(lead(mine, "apgd", best)),
-                str(paired(*worst)),
-            )
+    Raises:
+        ApgdTeachError: the file has no such row, or the suite cannot be made here.
+    """
+    there = {one.suite: one for one in load(path) if one.seed == seed}
+    if suite not in there or label not in there[suite].networks:
+        raise ApgdTeachError(
+            f"{path.name} has no row '{label}' of '{suite}' with the seed {seed}; its suites with that seed are: "
+            f"{'; '.join(there) or 'none'}."
         )
+    kept = there[suite]
+    name, _, setting = suite.rpartition(", ")
+    optimizer, regime = setting.split(" ")
+    family = next(one for one in SUITES if name.startswith(one))
+    ((title, pool),) = pools_of(family, [seed], cache, optimizers=[optimizer], regimes=[regime])
+    if title != suite:
+        raise ApgdTeachError(f"here this suite is '{title}', of other images than '{suite}'; give it the same images.")
+    evaluator = Evaluator(pool)
+    ends = {"base": evaluator.scores(pool.base), "experts": evaluator.experts()}
+    now = ends[label] if label in ends else evaluator.scores(makers(pool)[label](pool).state_dict)
+    before = kept.networks[label].accuracy
+    pairs = {kept.titles[task]: (before[task], score.accuracy) for task, score in now.items()}
+    pairs["mean"] = (fmean(before.values()), fmean(score.accuracy for score in now.values()))
+    same = begun(suite, pool, ends["base"], ends["experts"], "").inputs == kept.inputs
     return Table(
-        ("family", "pools", "apgd", "best of the peers", "its mean", "apgd − peer, % of the gap", "worst task, points"),
-        rows,
-        caption="apgd against the best of TSV-M, Iso-C, WUDI and TIES, each as it is and rescaled",
-        note="Mean recovered gap over optimisers, regimes and seeds, nothing counted below −1. The peer is the one "
-        "with the highest mean in that family of pools, looked up afterwards. 95 % intervals over pools, paired.",
+        ("task", "in the file, %", "here, %", "points"),
+        [(title, old, new, new - old) for title, (old, new) in pairs.items()],
+        caption=f"{label}, {suite}, seed {seed}",
+        note="The same base and experts, to the last digit."
+        if same
+        else "Another base and other experts in their last digits: another machine, number of threads or PyTorch "
+        "trains them.",
+        bold=[len(pairs) - 1],
     )
 
 
-def report(path: Path, page: Path) -> None:
-    """The page, from the file alone."""
-    trials = finished(load(path))
-    if not trials:
-        raise SystemExit(f"{path.name} has no results yet; run `python benchmarks/compare.py run` first.")
-    known = set.intersection(*(set(one.data_used) for one in trials.values()))
-    methods = [label for label in (*METHODS, *RESCALED) if label in known]
-    others = [label for label in methods if label != "apgd"]
-    ablations = [label for label in ("apgd", "the paper", *ABLATIONS) if label in known]
-    limited = ["apgd", *(label for peer in PEERS for label in (peer, f"{peer}, limited") if label in known)]
-    with_data = [label for label in known if label not in {*METHODS, *RESCALED, *LIMITED, *ABLATIONS}]
-    parts = [
-        "# The comparison",
-        "Generated by `python benchmarks/compare.py report`; do not edit.",
-        overview(trials, methods, "Without data").to_markdown(),
-        bar(trials).to_markdown(),
-        against(trials, "apgd", others).to_markdown(),
-        overview(trials, ablations, "One piece at a time").to_markdown(),
-        overview(trials, limited, "The limit and the biases, given to others").to_markdown(),
-        overview(trials, with_data, "With data").to_markdown() if with_data else "",
-    ]
-    write_atomically(page, "\n\n".join(part for part in parts if part).encode() + b"\n")
+def join(paths: Iterable[Path], path: Path) -> None:
+    """Results of several files in one: pools of one, and rows of the same pools.
+
+    Raises:
+        ApgdTeachError: a pool is of other networks in one file than in another one.
+    """
+    found: dict[tuple[str, int], Record] = {}
+    for one in (record for each in paths for record in load(each)):
+        key = (one.suite, one.seed)
+        first = found.setdefault(key, one)
+        if first.inputs != one.inputs:
+            raise ApgdTeachError(
+                f"{one.suite}, seed {one.seed}, is of other networks in one file than in another one; keep one of them."
+            )
+        found[key] = replace(first, networks={**one.networks, **first.networks})
+    order = [*SUITES]
+    save(path, sorted(found.values(), key=lambda one: _place(one, order)))
+
+
+def _place(record: Record, order: list[str]) -> tuple[int, str, int]:
+    """Suites as they stand in `SUITES`, mild before hot, seed after seed."""
+    place = next((place for place, name in enumerate(order) if record.suite.startswith(name)), len(order))
+    name, _, regime = record.suite.rpartition(" ")
+    return place, f"{name} {RATES.index(regime) if regime in RATES else regime}", record.seed
 
 
 def main() -> None:
@@ -384,17 +379,41 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("run", help="measure what is missing")
     one.add_argument("--suite", action="append", choices=SUITES, help="only this one; may be given again")
+    one.add_argument("--row", action="append", help="only this row; may be given again")
     one.add_argument("--quick", action="store_true", help="small pools of one seed, in a file of their own")
-    one.add_argument("--cache", type=Path, default=None, help="where trained networks are kept")
-    commands.add_parser("report", help="write the page")
+    two = commands.add_parser("again", help="three cells once more, with other seeds")
+    three = commands.add_parser("repeat", help="one row once more, beside what the file says")
+    three.add_argument("--suite", required=True, help='as the page has it, "8 tasks, MLP, sgd hot"')
+    three.add_argument("--seed", type=int, required=True)
+    three.add_argument("--row", required=True, help="as the page has it")
+    for each in (one, two, three):
+        each.add_argument("--cache", type=Path, default=None, help="where trained networks are kept")
+    four = commands.add_parser("join", help="put results of several files into one")
+    four.add_argument("files", nargs="+", type=Path)
+    commands.add_parser("report", help="write the page and its pictures")
     given = parser.parse_args()
+    try:
+        run(given)
+    except ApgdTeachError as error:
+        raise SystemExit(str(error)) from None
+
+
+def run(given: argparse.Namespace) -> None:
+    """What was asked for."""
     if given.command == "report":
-        report(RESULTS, RESULTS.with_suffix(".md"))
-        return
-    path = RESULTS.with_name("quick.json") if given.quick else RESULTS
-    for name in given.suite or SUITES:
-        for title, pool in pools_of(name, SEEDS[:1] if given.quick else SEEDS, Cache(given.cache), given.quick):
-            measure(title, pool, path)
+        groups = {"methods": METHODS, "rescaled": RESCALED, "limited": LIMITED, "ablations": ABLATIONS}
+        compared.write(RESULTS, SECOND, groups)
+    elif given.command == "join":
+        join([RESULTS, *given.files], RESULTS)
+    elif given.command == "again":
+        again(SECOND, Cache(given.cache))
+    elif given.command == "repeat":
+        print(repeat(given.suite, given.seed, given.row, RESULTS, Cache(given.cache)))
+    else:
+        path = RESULTS.with_name("quick.json") if given.quick else RESULTS
+        for name in given.suite or SUITES:
+            for title, pool in pools_of(name, SEEDS[:1] if given.quick else SEEDS, Cache(given.cache), given.quick):
+                measure(title, pool, path, given.row)
 
 
 if __name__ == "__main__":

@@ -70,6 +70,7 @@ class Setting:
 
 PARTS = {
     "design": [("convnet", "course", (0, 1, 2)), ("mlp", "course", (0, 1, 2))],
+    "more design": [("convnet", "course", (3, 4, 5)), ("mlp", "course", (3, 4, 5))],
     "held-out": [
         ("convnet", "course", (10, 11, 12)),
         ("mlp", "course", (10, 11, 12)),

@@ -31,7 +31,7 @@ from apgd_teach.tables import Table
 
 HERE = Path(__file__).parent
 RESULTS = Path(os.environ.get("RESULTS", HERE / "settings.json"))
-IMAGES = {"design": ("validation", 500), "held-out": ("test", 1000)}
+IMAGES = {"design": ("validation", 500), "more design": ("validation", 500), "held-out": ("test", 1000)}
 
 Candidates = dict[str, tuple[str, dict[str, object]]]
 
@@ -100,11 +100,12 @@ STEPS: Candidates = {
     "apgd": ("apgd", BEFORE),
 }
 """How far merges of many kinds go, and whether they pay: what `audit.LONG_STEP` warns of."""
+REACHES = (0.01, 0.02, 0.03, 0.04, 0.06, 0.09, 0.13, 0.2, 0.3)
 REACH: Candidates = {
     **{name: PEERS[name] for name in ("average", "TSV-M", "Iso-C")},
     "neither": ("apgd", BEFORE),
     "columns, no limit": ("apgd", {"reach": None}),
-    **{f"columns, reach {reach:g}": ("apgd", {"reach": reach}) for reach in (0.01, 0.02, 0.03, 0.04, 0.06, 0.09)},
+    **{f"columns, reach {reach:g}": ("apgd", {"reach": reach}) for reach in REACHES},
     "biases averaged, reach 0.04": ("apgd", {"biases": "average"}),
     **{f"columns, reach 0.04, flatten {share:g}": ("apgd", {"flatten": share}) for share in (0.0, 0.5, 1.0)},
 }

@@ -227,7 +227,7 @@ class Apgd:
         start = torch.einsum("t,toi->oi", coefficients, task_vectors)
         top = None if self.directions == 1 else max(1, round(self.directions * min(out, columns)))
         quadratic = objective(task_vectors, self.granularity, power=self.power, top=top)
-        basis = shared_basis(task_vectors, self._rank(task_vectors, layer), basis=self.basis)
+        basis = self.protected(task_vectors, layer)
         soft = soft_projector(task_vectors, self.softness) if self._softly else None
         path: Path = ()
         if self.solver == "descent":
@@ -238,6 +238,15 @@ class Apgd:
             update, _ = minimise(quadratic, start, basis)
         held = update if soft is None else update - soft @ (update - start)
         return Solution(held, start, coefficients, basis, path, _left(quadratic, basis, start, update, held), soft)
+
+    def protected(self, task_vectors: Tensor, layer: Layer = ALONE) -> Tensor:
+        """U, shape (out, direction), orthonormal: what Δ leaves alone, by `protect`; no column where that is soft.
+
+        Args:
+            task_vectors: τ, shape (task, out, in); every task moved.
+            layer: its base_norm, for the rules of `protect` that ask for it.
+        """
+        return shared_basis(task_vectors, self._rank(task_vectors, layer), basis=self.basis)
 
     def longest(self, task_vectors: Tensor, layer: Layer) -> float:
         """How long a direction of the merged M may be, by `reach`.

@@ -24,7 +24,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleTy
     monkeypatch.syspath_prepend(str(FOLDER))
 
     def take(name: str) -> ModuleType:
-        before.update({one: sys.modules.pop(one, None) for one in ("pools", name)})
+        before.update({one: sys.modules.pop(one, None) for one in ("pools", "compared", name)})
         return importlib.import_module(name)
 
     try:

@@ -17,7 +17,7 @@ from apgd_teach.cache import Cache
 from apgd_teach.errors import ApgdTeachError
 from apgd_teach.experts import Pool, make_pool
 from apgd_teach.merging import merge
-from apgd_teach.results import load, save
+from apgd_teach.results import Record, load, save
 
 
 @pytest.fixture
@@ -131,34 +131,209 @@ def test_a_file_that_holds_no_results_is_left_alone(tmp_path: Path) -> None:
         assert path.read_text() == content
 
 
-def test_the_page_is_made_from_the_file_alone(compare: ModuleType, pool: Pool, tmp_path: Path) -> None:
+@pytest.fixture
+def filled(compare: ModuleType, pool: Pool, tmp_path: Path) -> Path:
+    """Results of two suites of one family, two seeds each; the numbers of all but one pool are made up from it."""
     path = tmp_path / "compare.json"
-    for seed in (30, 31):
-        compare.measure("a suite, sgd mild", replace(pool, seed=seed), path, LABELS)
-    compare.report(path, tmp_path / "page.md")
-    page = (tmp_path / "page.md").read_text()
-    assert "| network | a suite, sgd mild | mean | worst task % |" in page
-    assert "| TSV-M, rescaled |" in page
-    assert "| RegMean |" in page
-    peer = max(
-        ("TSV-M", "TSV-M, rescaled"), key=lambda label: fmean(compare.shares(compare.finished(load(path)), label))
-    )
-    assert "| a suite | 2 | " in page
-    assert f" | {peer} | " in page
-    # A row that one seed lacks is in no table.
-    one, other = load(path)
+    compare.measure("8 tasks, MLP, sgd mild", pool, path, LABELS)
+    (first,) = load(path)
+
+    def moved(suite: str, seed: int, by: float) -> Record:
+        networks = {
+            label: replace(one, accuracy={task: min(100.0, value + by * place) for task, value in one.accuracy.items()})
+            for place, (label, one) in enumerate(first.networks.items())
+        }
+        return replace(first, suite=suite, seed=seed, networks=networks)
+
+    hot = "8 tasks, MLP, sgd hot"
+    save(path, [first, moved(first.suite, 31, 0.1), moved(hot, 30, 0.3), moved(hot, 31, -0.2)])
+    return path
+
+
+def written(compare: ModuleType, path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The page that the command writes."""
+    monkeypatch.setattr(compare, "RESULTS", path)
+    monkeypatch.setattr(compare, "SECOND", path.with_name("compare_again.json"))
+    monkeypatch.setattr(sys, "argv", ["compare.py", "report"])
+    compare.main()
+    return path.with_suffix(".md").read_text()
+
+
+def test_the_page_is_made_from_the_file_alone(
+    compare: ModuleType, filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = written(compare, filled, monkeypatch)
+    assert "| network | 8 tasks, MLP | mean | worst task % |" in text
+    assert "| RegMean |" in text
+    assert "## Run twice" not in text
+    assert "## Number of tasks" not in text
+    assert "### " not in text
+    trials = compare.compared.finished(load(filled))
+    means = {
+        label: fmean(
+            100 * max(-1.0, one.recovered(label)) for each in trials.values() for one in each.compared.values()
+        )
+        for label in ("TSV-M", "TSV-M, rescaled")
+    }
+    peer = max(means, key=lambda label: (means[label], label))
+    mine = compare.compared.plain(compare.compared.mean(compare.compared.shares(trials, "apgd")), 0)
+    assert f"| 8 tasks, MLP | 4 | {mine} | " in text
+    assert f" | {peer} | " in text
+    pictures = [one.name for one in tmp_path.glob("*.png")]
+    assert pictures == ["compare_families.png"]
+    assert "(compare_families.png)" in text
+    first = (filled.with_suffix(".md").read_bytes(), (tmp_path / "compare_families.png").read_bytes())
+    written(compare, filled, monkeypatch)
+    assert first == (filled.with_suffix(".md").read_bytes(), (tmp_path / "compare_families.png").read_bytes())
+
+
+def test_a_row_that_one_seed_lacks_is_in_no_table(
+    compare: ModuleType, filled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other, *rest = load(filled)
     fewer = {label: each for label, each in other.networks.items() if label != "the paper"}
-    save(path, [one, replace(other, networks=fewer)])
-    compare.report(path, tmp_path / "page.md")
-    assert "| the paper |" not in (tmp_path / "page.md").read_text()
+    save(filled, [one, replace(other, networks=fewer), *rest])
+    assert "| the paper |" not in written(compare, filled, monkeypatch).partition("## Setting by setting")[0]
+
+
+def test_a_lead_is_paired_by_family_and_seed(compare: ModuleType, filled: Path) -> None:
+    """Four pools of one family and two seeds are two numbers, not four: pools of one seed share their base."""
+    compared = compare.compared
+    trials = compared.finished(load(filled))
+    found = compared.shares(trials, "apgd")
+    assert len(found) == 2
+    for place, seed in enumerate((30, 31)):
+        each = [100 * max(-1.0, one.compared[seed].recovered("apgd")) for one in trials.values()]
+        assert found[place] == pytest.approx(fmean(each))
+    lead = compared.lead(trials, "apgd", "average")
+    assert lead.points == pytest.approx(fmean(found) - fmean(compared.shares(trials, "average")))
+
+
+def test_the_number_of_tasks_is_a_curve(compare: ModuleType, filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [
+        replace(one, suite=one.suite.replace("8 tasks, MLP", f"{tasks} tasks, ConvNet"))
+        for one in load(filled)
+        for tasks in (4, 12, 8)
+    ]
+    save(filled, records)
+    text = written(compare, filled, monkeypatch)
+    assert "| network | mild, 4 tasks | mild, 8 tasks | mild, 12 tasks | hot, 4 tasks |" in text
+    assert "(compare_tasks.png)" in text
+    assert filled.with_name("compare_tasks.png").exists()
+
+
+def test_two_runs_of_a_cell_are_held_against_each_other(
+    compare: ModuleType, filled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = [replace(one, seed=one.seed + 5) for one in load(filled) if one.suite.endswith("mild")]
+    save(filled.with_name("compare_again.json"), second)
+    text = written(compare, filled, monkeypatch)
+    rows = [row for row in text.splitlines() if row.startswith("| 8 tasks, MLP, sgd mild | ")]
+    assert rows
+    assert all(row.endswith("| yes |") and "| +0.0 ± " in row for row in rows)
+    apart = [
+        replace(
+            one,
+            networks={
+                label: replace(
+                    each, accuracy={task: value - 50 * (label == "apgd") for task, value in each.accuracy.items()}
+                )
+                for label, each in one.networks.items()
+            },
+        )
+        for one in second
+    ]
+    save(filled.with_name("compare_again.json"), apart)
+    text = written(compare, filled, monkeypatch)
+    (row,) = (row for row in text.splitlines() if row.startswith("| 8 tasks, MLP, sgd mild | apgd |"))
+    assert row.endswith("| no |")
+
+
+def test_a_row_can_be_repeated(
+    compare: ModuleType, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / "compare.json"
+    compare.measure("8 tasks, MLP, sgd hot", pool, path, ["average"])
+    asked = []
+
+    def pools_of(name: str, seeds: list[int], cache: Cache, **given: object) -> list[tuple[str, Pool]]:
+        asked.append((name, seeds, given))
+        return [("8 tasks, MLP, sgd hot", pool)]
+
+    monkeypatch.setattr(compare, "pools_of", pools_of)
+    monkeypatch.setattr(compare, "RESULTS", path)
+    ask = ["compare.py", "repeat", "--suite", "8 tasks, MLP, sgd hot", "--seed", "30", "--cache", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [*ask, "--row", "average"])
+    before = path.read_bytes()
+    compare.main()
+    said = capsys.readouterr().out
+    assert asked == [("8 tasks, MLP", [30], {"optimizers": ["sgd"], "regimes": ["hot"]})]
+    assert "The same base and experts, to the last digit." in said
+    (mean,) = (line for line in said.splitlines() if line.startswith("mean"))
+    assert mean.split()[-1] == "0.0"
+    assert path.read_bytes() == before
+    monkeypatch.setattr(sys, "argv", [*ask, "--row", "apgd"])
+    with pytest.raises(SystemExit, match=r"has no row 'apgd' of '8 tasks, MLP, sgd hot' with the seed 30"):
+        compare.main()
+
+
+def test_results_of_two_machines_are_joined(compare: ModuleType, filled: Path, tmp_path: Path) -> None:
+    one, *others = load(filled)
+    parts = [tmp_path / "one.json", tmp_path / "two.json"]
+    half = {label: each for label, each in one.networks.items() if label in ("base", "experts", "apgd")}
+    save(parts[0], [others[1], replace(one, networks=half)])
+    save(parts[1], [one, others[0], others[2]])
+    compare.join(parts, tmp_path / "joined.json")
+    joined = load(tmp_path / "joined.json")
+    assert [(record.suite, record.seed) for record in joined] == [(each.suite, each.seed) for each in [one, *others]]
+    assert set(joined[0].networks) == set(one.networks)
+    save(parts[1], [replace(one, inputs={**one.inputs, "base": "another"})])
+    before = (tmp_path / "joined.json").read_bytes()
+    with pytest.raises(ApgdTeachError, match="8 tasks, MLP, sgd mild, seed 30, is of other networks in one file"):
+        compare.join(parts, tmp_path / "joined.json")
+    assert (tmp_path / "joined.json").read_bytes() == before
+
+
+def test_the_page_that_is_kept_is_that_of_the_file_that_is_kept(compare: ModuleType) -> None:
+    folder = Path(compare.__file__).parent
+    groups = {
+        "methods": compare.METHODS,
+        "rescaled": compare.RESCALED,
+        "limited": compare.LIMITED,
+        "ablations": compare.ABLATIONS,
+    }
+    compared = compare.compared
+    trials = compared.finished(load(folder / "compare.json"))
+    pictures = {"families": "compare_families.png"}
+    if compared.by_tasks(trials):
+        pictures["tasks"] = "compare_tasks.png"
+    again = compared.finished(load(folder / "compare_again.json"))
+    assert (folder / "compare.md").read_text() == compared.page(trials, again, groups, pictures)
+    assert all((folder / one).exists() for one in pictures.values())
 
 
 def test_no_seed_chose_anything(compare: ModuleType) -> None:
     looked_at = {seed for parts in sys.modules["pools"].PARTS.values() for *_, seeds in parts for seed in seeds}
-    assert not looked_at & set(compare.SEEDS)
+    assert not looked_at & {*compare.SEEDS, *compare.SEEDS_AGAIN}
+    assert not {*compare.SEEDS} & {*compare.SEEDS_AGAIN}
     assert len(compare.SEEDS) == 5
 
 
 def test_every_suite_has_its_tasks(compare: ModuleType) -> None:
     sizes = {name: len(suite.tasks) for name, suite in compare.SUITES.items() if not suite.colour}
     assert all(name.startswith(f"{size} tasks") for name, size in sizes.items())
+
+
+def test_into_keeps_the_shared_subspace_and_nothing_else(compare: ModuleType) -> None:
+    """Off it and into it are the two halves of the free Δ."""
+    tau = torch.randn(3, 12, 20, generator=torch.Generator().manual_seed(1))
+    plain = {"protect": 0.25, "flatten": 0.0, "reach": None}
+    off, into, free = compare.Apgd(**plain), compare.Into(**plain), compare.Apgd(**{**plain, "protect": 0.0})
+    basis = off.protected(tau)
+    start = free.solve(tau).start
+    moved = {one: method(tau).matrix - start for one, method in {"off": off, "into": into, "free": free}.items()}
+    inside = basis @ basis.mT
+    torch.testing.assert_close(inside @ moved["into"], moved["into"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(inside @ moved["off"], torch.zeros_like(start), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(moved["into"] + moved["off"], moved["free"], atol=1e-5, rtol=1e-5)
+    assert moved["into"].norm() > 0.1 * moved["free"].norm()
