@@ -214,8 +214,11 @@ def save(path: Path, records: Iterable[Record]) -> None:
         path: JSON.
         records: of several pools.
     """
-    written = {"format": FORMAT, "records": [_written(one) for one in records]}
-    write_atomically(path, (json.dumps(written, indent=1, ensure_ascii=False) + "\n").encode())
+    text = json.dumps({"format": FORMAT, "records": [_written(one) for one in records]}, ensure_ascii=False)
+    # A line for each record and for each of its networks, so that a file that grew differs by what is new.
+    for begins in ('{"suite": ', '["'):
+        text = text.replace(f"[{begins}", f"[\n{begins}").replace(f", {begins}", f",\n{begins}")
+    write_atomically(path, f"{text}\n".encode())
 
 
 def load(path: Path) -> list[Record]:
@@ -307,8 +310,11 @@ def _record(suite: str, trials: Trials, seed: int) -> Record:
 
 
 def _measured(scores: Mapping[str, Score], **more: Any) -> Measured:
+    """Rounded to what a share of 32 bits can tell: the digits after that are noise, and long."""
     return Measured(
-        {task: one.accuracy for task, one in scores.items()}, {task: one.loss for task, one in scores.items()}, **more
+        {task: round(one.accuracy, 4) for task, one in scores.items()},
+        {task: round(one.loss, 6) for task, one in scores.items()},
+        **more,
     )
 
 

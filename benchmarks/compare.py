@@ -24,6 +24,7 @@ from typing import ClassVar
 import compared
 import torch
 from compared import PEERS
+from decompositions import remember_decompositions
 from pools import OTHER_TASKS
 from torch import Tensor
 
@@ -54,7 +55,7 @@ from apgd_teach.references import adamerging, joint, regmean
 from apgd_teach.results import Record, added, begun, load, save
 from apgd_teach.tables import Table
 from apgd_teach.training import Recipe
-from apgd_teach.trials import measured, tuned
+from apgd_teach.trials import tuned
 
 HERE = Path(__file__).parent
 RESULTS = Path(os.environ.get("RESULTS", HERE / "compare.json"))
@@ -191,10 +192,15 @@ LIMITED = {f"{label}, limited": Limited(METHODS[label]) for label in PEERS}
 AGAIN = (("8 tasks, MLP", "sgd", "mild"), ("8 tasks, ConvNet", "sgd", "hot"), ("8 tasks, deep MLP", "adamw", "mild"))
 AGAIN_LABELS = ("average", "TSV-M", "apgd")
 """The cells that are measured twice."""
-ABLATIONS: dict[str, Method] = {
+LATE: dict[str, Method] = {
     "apgd: biases averaged": Apgd(biases="average"),
     "apgd: no limit": Apgd(reach=None),
     "apgd: neither": Apgd(biases="average", reach=None),
+    **{f"apgd: reach {reach:g}": Apgd(reach=reach) for reach in (0.09, 0.2)},
+}
+"""`apgd` without its two last pieces, and with other limits: in every suite."""
+
+ABLATIONS: dict[str, Method] = {
     "apgd: no Δ (S alone)": Apgd(solver="descent", steps=0),
     "apgd: spectrum as it is": Apgd(flatten=0.0),
     "apgd: spectrum half flat": Apgd(flatten=0.5),
@@ -205,7 +211,6 @@ ABLATIONS: dict[str, Method] = {
     "apgd: soft protection": Apgd(protect="auto"),
     "apgd: into r/6": Into(protect=1 / 6),
     "apgd: task-aware λ": Apgd(coefficient=0.125),
-    **{f"apgd: reach {reach:g}": Apgd(reach=reach) for reach in (0.09, 0.2)},
     "apgd: 30 % kept": Apgd(trim=0.3),
     **{f"apgd: {one}": Apgd(granularity=one) for one in ("row", "layer")},
     **{f"apgd: {steps} steps of descent": Apgd(solver="descent", steps=steps) for steps in (50, 400)},
@@ -215,6 +220,16 @@ ABLATIONS: dict[str, Method] = {
     "the paper: no Δ (S alone)": replace(PAPER, solver="descent", steps=0),
     "the paper: one λ": replace(PAPER, coefficient=None),
 }
+"""One piece at a time, in `ABLATED`."""
+ABLATED = ("8 tasks, ConvNet", "8 tasks, MLP")
+GROUPS: dict[str, dict[str, Method]] = {
+    "methods": METHODS,
+    "rescaled": RESCALED,
+    "limited": LIMITED,
+    "late": LATE,
+    "ablations": ABLATIONS,
+}
+"""All rows that use no data, by the tables that they are in."""
 
 
 def references(pool: Pool) -> dict[str, Maker]:
@@ -236,7 +251,7 @@ def makers(pool: Pool) -> dict[str, Maker]:
         return lambda pool: merge(pool.base, pool.experts, method)
 
     return {
-        **{label: by(one) for label, one in {**METHODS, **RESCALED, **LIMITED, **ABLATIONS}.items()},
+        **{label: by(one) for group in GROUPS.values() for label, one in group.items()},
         **references(pool),
     }
 
@@ -276,8 +291,14 @@ def pools_of(
         yield f"{name}{tier}, {optimizer} {regime}", pool
 
 
-def measure(name: str, pool: Pool, path: Path, labels: Iterable[str] | None = None) -> None:
-    """Every row of one pool that the file does not have yet; the file is whole after each."""
+def rows(suite: str, pool: Pool) -> list[str]:
+    """The labels of a suite."""
+    return [label for label in makers(pool) if suite in ABLATED or label not in ABLATIONS]
+
+
+def measure(name: str, pool: Pool, path: Path, labels: Iterable[str]) -> None:
+    """These rows of one pool, as far as the file does not have them yet; the file is whole after each."""
+    wanted = set(labels)
     evaluator = Evaluator(pool)
     counts = sorted({evaluator.images(task) for task in pool.tasks})
     images = f"{pool.tier} tier, test split, {' or '.join(f'{count:,}' for count in counts)} a task"
@@ -287,10 +308,10 @@ def measure(name: str, pool: Pool, path: Path, labels: Iterable[str] | None = No
         mine = begun(name, pool, evaluator.scores(pool.base), evaluator.experts(), images)
         every.append(mine)
     for label, make in makers(pool).items():
-        if label in mine.networks or (labels is not None and label not in labels):
+        if label in mine.networks or label not in wanted:
             continue
-        made, cost = measured(partial(make, pool))
-        grown = added(mine, label, made, evaluator.scores(made.state_dict), cost)
+        made = make(pool)
+        grown = added(mine, label, made, evaluator.scores(made.state_dict))
         every[every.index(mine)] = mine = grown
         save(path, every)
     print(f"{name}, seed {pool.seed}: {len(mine.networks)} networks", flush=True)
@@ -399,10 +420,10 @@ def main() -> None:
 
 
 def run(given: argparse.Namespace) -> None:
-    """What was asked for."""
+    """What was asked for. What merging costs is measured elsewhere (`cost.py`): here rows share what they can."""
+    remember_decompositions()
     if given.command == "report":
-        groups = {"methods": METHODS, "rescaled": RESCALED, "limited": LIMITED, "ablations": ABLATIONS}
-        compared.write(RESULTS, SECOND, groups)
+        compared.write(RESULTS, SECOND, GROUPS)
     elif given.command == "join":
         join([RESULTS, *given.files], RESULTS)
     elif given.command == "again":
@@ -413,7 +434,7 @@ def run(given: argparse.Namespace) -> None:
         path = RESULTS.with_name("quick.json") if given.quick else RESULTS
         for name in given.suite or SUITES:
             for title, pool in pools_of(name, SEEDS[:1] if given.quick else SEEDS, Cache(given.cache), given.quick):
-                measure(title, pool, path, given.row)
+                measure(title, pool, path, given.row or rows(name, pool))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ held-out pools: other seeds, another network, other tasks.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import os
@@ -18,7 +17,7 @@ import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
+from decompositions import remember_decompositions
 from pools import PARTS, Setting, pool_of, settings_of
 
 from apgd_teach.cache import Cache
@@ -114,28 +113,6 @@ STUDIES = {"settings": SETTINGS, "ranks": RANKS, "protection": PROTECTION, "step
 OWN_FILE = ("protection", "steps", "reach")
 CHOOSING = {"ranks": ("protect ", RULES), "protection": ("half flat, protect ", (*SOFT, "energy", "step"))}
 """Studies of protection: how its candidates' names begin, and those of them that choose by themselves."""
-
-
-def remember_decompositions(limit: int = 24) -> None:
-    """Candidates share most of their eigendecompositions, which take most of the time: compute each once."""
-    compute = torch.linalg.eigh
-    known: dict[bytes, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def eigh(
-        matrix: torch.Tensor, *, out: tuple[torch.Tensor, torch.Tensor] | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if matrix.ndim > 2 or len(matrix) < 256:
-            return compute(matrix, out=out)
-        key = hashlib.sha256(matrix.contiguous().numpy().tobytes()).digest()
-        if key not in known:
-            if len(known) >= limit:
-                known.pop(next(iter(known)))
-            known[key] = tuple(compute(matrix))
-        for place, found in zip(out or (), known[key], strict=out is not None):
-            place.copy_(found)
-        return out or known[key]
-
-    torch.linalg.eigh = eigh
 
 
 def key_of(setting: Setting) -> str:
