@@ -27,6 +27,7 @@ __all__ = [
     "Spec",
     "open_checkpoint",
     "precision_of",
+    "read_json",
     "sha256_of",
     "ties_of",
 ]
@@ -90,6 +91,11 @@ class Checkpoint(Protocol):
         """Groups of names that stand for one tensor in memory."""
         ...
 
+    @property
+    def derived(self) -> bool:
+        """Whether its tensors are made from the base's, so that no rounding of the base is in what it differs by."""
+        ...
+
     def read(self, name: str) -> Tensor:
         """One tensor, as it is stored. Not to be written to."""
         ...
@@ -101,6 +107,8 @@ class Checkpoint(Protocol):
 
 class InMemory:
     """A state dict as a checkpoint. Nothing is copied."""
+
+    derived = False
 
     def __init__(self, state: StateDict) -> None:
         for name in state:
@@ -183,6 +191,7 @@ class InFiles:
     """
 
     folder: Path | None = None
+    derived = False
 
     def __init__(self, files: Iterable[_File], label: str, index: tuple[str, dict[str, object]] | None = None) -> None:
         self._files = sorted(files, key=lambda one: one.path.name)
@@ -249,7 +258,7 @@ class InFiles:
         place, spec = self._places[name], self.specs[name]
         tensor = torch.empty(spec.shape, dtype=spec.dtype, device="cpu")
         if spec.size:
-            with self._open(place.file) as stream:
+            with self.reading(place.file) as stream:
                 stream.seek(place.start)
                 # Seen as bytes, since numpy has no bfloat16; a scalar must become a vector first.
                 _fill(stream, tensor.reshape(-1).view(torch.uint8).numpy().data, place.file, self._label)
@@ -261,11 +270,12 @@ class InFiles:
         Of several, in the order of their names, as if they were one: what `cat *.safetensors | sha256sum` prints.
         """
         if not self._digest:
-            self._digest = sha256_of(self.paths, self._open)
+            self._digest = sha256_of(self.paths, self.reading)
         return self._digest
 
     @contextmanager
-    def _open(self, path: Path) -> Iterator[BinaryIO]:
+    def reading(self, path: Path) -> Iterator[BinaryIO]:
+        """One of its files, opened; refused where it is not the one whose header was read."""
         with _readable(path, self._label), path.open("rb", buffering=0) as stream:
             if _state(stream) != self._known[path]:
                 raise MergeError(f"{self._label}: '{path}' has changed since the merge began; start again.")
@@ -329,7 +339,7 @@ class _File:
                 stream.seek(8)
                 raw = bytearray(length)
                 _fill(stream, memoryview(raw), path, label)
-        header = _json(raw, where, "header")
+        header = read_json(raw, where, "header")
         metadata = header.pop("__metadata__", {})
         if not isinstance(metadata, dict) or not all(isinstance(one, str) for one in metadata.values()):
             raise MergeError(f"{where} has a damaged header (metadata that is no text); download or save it again.")
@@ -432,7 +442,7 @@ def _index(path: Path, label: str) -> dict[str, object]:
     with _readable(path, label):
         if not path.is_file():
             raise MergeError(f"{where} is no ordinary file; give the index of a sharded checkpoint.")
-        index = _json(path.read_bytes(), where, "index")
+        index = read_json(path.read_bytes(), where, "index")
     shards = index.get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(one, str) for one in shards.values()) or not shards:
         raise MergeError(f"{where} is no index of shards: its weight_map is missing or empty; download it again.")
@@ -453,8 +463,17 @@ def _weight_map(index: Mapping[str, object]) -> dict[str, str]:
     return names
 
 
-def _json(raw: bytes | bytearray, where: str, what: str) -> dict[str, object]:
-    """A JSON object without a name that stands there twice, of which a reader would take one or the other."""
+def read_json(raw: bytes | bytearray, where: str, what: str) -> dict[str, object]:
+    """A JSON object without a name that stands there twice, of which a reader would take one or the other.
+
+    Args:
+        raw: the file's content.
+        where: whose and which file, for the sentences.
+        what: what it is, for the sentences: "header".
+
+    Raises:
+        MergeError: it is none.
+    """
 
     def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
         found = dict(pairs)

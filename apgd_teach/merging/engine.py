@@ -87,8 +87,14 @@ class Inputs:
         """
         out, *rest = self.base.specs[key].shape
         width = math.prod(rest)
-        stored = [self.base.specs[key].dtype, *(self.experts[name].specs[key].dtype for name in self.names)]
-        coarsest = max(torch.finfo(kind).eps for kind in stored)
+        ours = self.base.specs[key].dtype
+        computed = torch.float64 if ours == torch.float64 else torch.float32
+        kinds = [
+            kind
+            for expert in self.experts.values()
+            for kind in ((computed,) if expert.derived else (ours, expert.specs[key].dtype))
+        ]
+        coarsest = max(torch.finfo(kind).eps for kind in kinds)
         return coarsest / math.sqrt(12) * (1 / math.sqrt(width) + 1 / math.sqrt(out))
 
     def _place(self, tensor: Tensor) -> Tensor:

@@ -193,6 +193,7 @@ class Values:
         strict: whether `look` raises what is an error at once; else it waits for `findings`.
         headers: of "base" and of every expert, by name, where `look` is given tensors that were widened after reading.
         decisions: what happens to each tensor, as `policy.decide` gives it; None: all floats are merged or averaged.
+        derived: experts whose tensors are made from the base's: no rounding of a file is in their τ.
 
     Source: method.md §2.8. Lesson: 09.
     """
@@ -204,7 +205,9 @@ class Values:
         strict: bool = False,
         headers: Mapping[str, Mapping[str, Spec]] | None = None,
         decisions: Mapping[str, Decision] | None = None,
+        derived: Collection[str] = (),
     ) -> None:
+        self._derived = frozenset(derived)
         self.names, self.strict, self._headers = tuple(names), strict, headers
         self._kept = {key for key, decision in (decisions or {}).items() if decision.action == "keep"}
         self._unseen = False  # whether a tensor of floats was not compared, since it is kept
@@ -293,7 +296,7 @@ class Values:
             self._square += squares[0]
             self._same &= same
             for place, (name, one) in enumerate(zip(self.names, experts, strict=True)):
-                eps = max(self._eps(name, key, one), self._eps("base", key, base))
+                eps = 0.0 if name in self._derived else max(self._eps(name, key, one), self._eps("base", key, base))
                 self._rounding[place] += (eps / 2) ** 2 * squares[place + 1]
 
     def _not_finite(self, key: str, bad: Sequence[bool]) -> Iterator[Finding]:

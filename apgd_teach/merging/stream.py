@@ -18,6 +18,7 @@ from torch import Tensor
 
 from apgd_teach.devices import pick_device
 from apgd_teach.errors import MergeError
+from apgd_teach.merging.adapters import Adapted, is_adapter, open_expert
 from apgd_teach.merging.audit import Audit, Output
 from apgd_teach.merging.checkpoint import DTYPES, InFiles, Spec, open_checkpoint, precision_of, sha256_of
 from apgd_teach.merging.engine import Inputs, passes, run
@@ -66,7 +67,8 @@ def merge_files(
 
     Args:
         base: θ₀: a `.safetensors` file, a `….safetensors.index.json`, or a folder that holds one of the two.
-        experts: paths of the same kinds, by name; their order does not matter.
+        experts: paths of the same kinds, or of LoRA adapters as PEFT saves them (a folder with an
+            adapter_config.json), by name; their order does not matter.
         out: a name that ends in .safetensors (in any case): one file, in place of any that is there, whose rights it
             keeps. Else a new or empty folder, in which the base's layout is repeated: the same names of files and the
             same index. A folder with something in it is refused, since it cannot be replaced in one step and would mix
@@ -102,7 +104,8 @@ def merge_files(
     # The engine shows values in the precision that it computes in; the headers say in which they were stored.
     stored = {"base": opened.specs, **{name: source.specs for name, source in sources.items()}}
     inputs = Inputs(opened, sources, policy, place, kind)
-    values = Values(inputs.names, strict=True, headers=stored, decisions=inputs.decisions(chosen))
+    derived = frozenset(name for name, source in sources.items() if source.derived)
+    values = Values(inputs.names, strict=True, headers=stored, decisions=inputs.decisions(chosen), derived=derived)
     inputs = dataclasses.replace(inputs, look=values.look)
     target = _target(out, (opened, *sources.values()))
     ticks = passes(inputs, chosen)
@@ -152,15 +155,19 @@ def preflight_files(
 
 def _opened(
     base: str | os.PathLike[str], experts: Mapping[str, str | os.PathLike[str]]
-) -> tuple[InFiles, dict[str, InFiles]]:
+) -> tuple[InFiles, dict[str, InFiles | Adapted]]:
     if not isinstance(experts, Mapping):
         raise MergeError(f"the experts are a {type(experts).__name__}; give a dict of paths, {{name: path}}.")
+    if isinstance(base, str | os.PathLike) and is_adapter(base):
+        raise MergeError(f"base: '{base}' is an adapter and no model; give the model that it was made for.")
     opened = open_checkpoint(base, "base")
-    sources = {name: open_checkpoint(path, f"expert '{name}'") for name, path in experts.items()}
+    sources = {name: open_expert(path, opened, f"expert '{name}'") for name, path in experts.items()}
     return opened, sources
 
 
-def _headers(base: InFiles, experts: Mapping[str, InFiles], policy: Mapping[str, str] | None, others: str) -> Preflight:
+def _headers(
+    base: InFiles, experts: Mapping[str, InFiles | Adapted], policy: Mapping[str, str] | None, others: str
+) -> Preflight:
     specs = {name: expert.specs for name, expert in experts.items()}
     return preflight_headers(base.specs, specs, policy=policy, others=others)
 
@@ -203,7 +210,7 @@ class _Content:
     text: str | None = None
 
 
-def _target(out: object, inputs: tuple[InFiles, ...]) -> _Target:
+def _target(out: object, inputs: tuple[InFiles | Adapted, ...]) -> _Target:
     """Where `out` may go; everything that would forbid it is said before anything is computed."""
     if not isinstance(out, str | os.PathLike):
         raise MergeError(f"out is a {type(out).__name__}; give the path of a .safetensors file or of a folder.")
