@@ -16,8 +16,9 @@ from pathlib import Path
 
 from apgd_teach import __version__
 from apgd_teach.errors import ApgdTeachError
+from apgd_teach.own.commands import add_commands
 
-__all__ = ["main"]
+__all__ = ["main", "make_parser"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # Output sent to a file on Windows cannot hold every sign of a table: lose the sign, not the table.
             stream.reconfigure(errors="replace")
     # Whatever `lab` does not know is for JupyterLab; the other commands take nothing that they do not know.
-    parser = _parser()
+    parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command is not _lab:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -66,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
     parser = argparse.ArgumentParser(
         prog="apgd-teach", description="A course, in notebooks, on merging fine-tuned models without their data."
     )
@@ -102,6 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--budget", type=_seconds, default=120.0, metavar="SECONDS", help="give a download up after (default: 120)"
     )
+
+    add_commands(commands, _setting)
 
     build = commands.add_parser("build", help="for maintainers: make the published notebooks from their sources")
     build.set_defaults(command=_build)

@@ -14,7 +14,7 @@ from apgd_teach.merging.preflight import Finding, Preflight, preflight
 from apgd_teach.merging.published import ApgdPublished
 from apgd_teach.merging.registry import METHODS
 from apgd_teach.merging.statedict import StateDict, fingerprint, task_vectors
-from apgd_teach.merging.stream import merge_files, preflight_files
+from apgd_teach.merging.stream import Plan, merge_files, plan_files, preflight_files
 from apgd_teach.merging.subspace import principal_angles, projector, shared_basis, soft_projector
 from apgd_teach.merging.surrogate import residual, surrogate, taylor_gap, taylor_gap_with_gradient, weights
 from apgd_teach.merging.task_arithmetic import TaskArithmetic
@@ -37,6 +37,7 @@ __all__ = [
     "Layer",
     "Merged",
     "Method",
+    "Plan",
     "Preflight",
     "Solution",
     "StateDict",
@@ -51,6 +52,7 @@ __all__ = [
     "merge",
     "merge_files",
     "open_checkpoint",
+    "plan_files",
     "policy_of",
     "preflight",
     "preflight_files",

@@ -235,13 +235,14 @@ class Audit:
                 sums = [sums[0] + weight * fact[task], sums[1] + weight]
         return sums[0] / sums[1] if sums[1] else None
 
-    def to_markdown(self) -> str:
-        """The whole record as a document in GitHub-flavoured Markdown: the same text for the same merge.
+    def sections(self) -> dict[str, Table]:
+        """The whole record as tables under their headings; one without rows has nothing to say.
 
         Lesson: 09.
         """
         overview = self.table()
-        sections = {
+        return {
+            "Summary": Table(("method", "experts", "data used"), [(self.method, len(self.experts), self.data_used)]),
             "Settings": Table(
                 ("setting", "value"), [(name, _text(one)) for name, one in sorted(self.settings.items())]
             ),
@@ -261,9 +262,16 @@ class Audit:
             "Facts of every expert": self.tasks(),
             "Versions": Table(("package", "version"), sorted(self.versions.items())),
         }
+
+    def to_markdown(self) -> str:
+        """The whole record as a document in GitHub-flavoured Markdown: the same text for the same merge.
+
+        Lesson: 09.
+        """
+        sections = self.sections()
+        summary = sections.pop("Summary").to_markdown()
         body = [f"## {head}\n\n{table.to_markdown() if table.rows else 'None.'}" for head, table in sections.items()]
-        summary = Table(("method", "experts", "data used"), [(self.method, len(self.experts), self.data_used)])
-        return "\n\n".join(["# Audit of a merge", summary.to_markdown(), *body]) + "\n"
+        return "\n\n".join(["# Audit of a merge", summary, *body]) + "\n"
 
     @property
     def _output(self) -> list[tuple[str, ...]]:

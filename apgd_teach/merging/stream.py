@@ -3,40 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
-import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from apgd_teach.devices import pick_device
 from apgd_teach.errors import MergeError
 from apgd_teach.merging.adapters import Adapted, is_adapter, open_expert
-from apgd_teach.merging.audit import Audit, Output
-from apgd_teach.merging.checkpoint import DTYPES, InFiles, Spec, open_checkpoint, precision_of, sha256_of
+from apgd_teach.merging.audit import Audit
+from apgd_teach.merging.checkpoint import InFiles, open_checkpoint
 from apgd_teach.merging.engine import Inputs, passes, run
 from apgd_teach.merging.method import Method
+from apgd_teach.merging.output import Target, Writer, contents_of, target_of
+from apgd_teach.merging.policy import Decision
 from apgd_teach.merging.preflight import Preflight, Values, preflight_headers
 from apgd_teach.merging.registry import pick
 from apgd_teach.progress import bar
 
-__all__ = ["merge_files", "preflight_files"]
+__all__ = ["Plan", "merge_files", "plan_files", "preflight_files"]
 
 _PRECISIONS = ("float32", "bfloat16", "float16", "float64")
-_OF_FILES = (
-    *(".7z", ".bak", ".bin", ".ckpt", ".ggml", ".gguf", ".gz", ".h5", ".json", ".keras", ".msgpack", ".npy", ".npz"),
-    *(".onnx", ".orig", ".part", ".pickle", ".pkl", ".pt", ".pt2", ".pth", ".safetensor", ".st", ".tar", ".tflite"),
-    *(".tmp", ".txt", ".yaml", ".yml", ".zip"),
-)
-"""Endings with which somebody means a file. Others ("llama-3.2") may be the names of folders."""
-_NAMES = {kind: name for name, kind in DTYPES.items()}
 
 
 def merge_files(
@@ -107,10 +95,10 @@ def merge_files(
     derived = frozenset(name for name, source in sources.items() if source.derived)
     values = Values(inputs.names, strict=True, headers=stored, decisions=inputs.decisions(chosen), derived=derived)
     inputs = dataclasses.replace(inputs, look=values.look)
-    target = _target(out, (opened, *sources.values()))
+    target = target_of(out, (opened, *sources.values()))
     ticks = passes(inputs, chosen)
     with (
-        _Writer(target, _contents(opened, target, kind)) as writer,
+        Writer(target, contents_of(opened, target, kind)) as writer,
         bar(ticks, "tensor", chosen.name, progress) as shown,
     ):
         audit = run(
@@ -153,6 +141,68 @@ def preflight_files(
     return _headers(*_opened(base, experts), policy, "average")
 
 
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a merge of files would do and need, from their headers alone.
+
+    Attributes:
+        preflight: what speaks against it.
+        inputs: the base and the experts, by name; headers alone.
+        decisions: by tensor, what would happen to it; none where the check has errors.
+        largest_mb: the largest layer that is merged, in float32, in units of 10⁶ bytes.
+        memory_mb: what `merge_files` may hold beside the imports, with one worker.
+        output_mb: what would be written.
+    """
+
+    preflight: Preflight
+    inputs: Mapping[str, InFiles | Adapted]
+    decisions: Mapping[str, Decision] = dataclasses.field(default_factory=dict)
+    largest_mb: float = 0.0
+    memory_mb: float = 0.0
+    output_mb: float = 0.0
+
+
+def plan_files(
+    base: str | os.PathLike[str],
+    experts: Mapping[str, str | os.PathLike[str]],
+    out: str | os.PathLike[str] | None = None,
+    method: str | Method = "average",
+    *,
+    policy: Mapping[str, str] | None = None,
+    dtype: str | torch.dtype | None = None,
+    **settings: object,
+) -> Plan:
+    """Everything that `merge_files` looks at before it computes; no tensor is read and nothing is written.
+
+    Args:
+        base, experts, method, policy, dtype, settings: as `merge_files` takes them.
+        out: where the merge would go; None: it is not looked at.
+
+    Raises:
+        MergeError: a file cannot be opened as a checkpoint, or the method, its settings, the dtype or `out` cannot be.
+            What the pre-flight check finds is in the plan.
+
+    Source: method.md §2.8. Lesson: 09.
+    """
+    chosen = pick(method, settings)
+    kind = _precision(dtype)
+    opened, sources = _opened(base, experts)
+    others = getattr(chosen, "others", "average")
+    report = _headers(opened, sources, policy, others)
+    named = {"base": opened, **{name: sources[name] for name in sorted(sources)}}
+    target = None if out is None else target_of(out, (opened, *sources.values()))
+    if report.errors:
+        return Plan(report, named)
+    decisions = Inputs(opened, sources, policy).decisions(chosen)
+    sizes = [opened.specs[name].size for name, one in decisions.items() if one.action == "merge"]
+    largest = 4 * max(sizes, default=0) / 1e6
+    place = Target(Path("merged.safetensors"), True) if target is None else target
+    writer = Writer(place, contents_of(opened, place, kind))
+    if target is not None:
+        writer.check_room()
+    return Plan(report, named, decisions, largest, (len(sources) + 5) * largest + 300, writer.size / 1e6)
+
+
 def _opened(
     base: str | os.PathLike[str], experts: Mapping[str, str | os.PathLike[str]]
 ) -> tuple[InFiles, dict[str, InFiles | Adapted]]:
@@ -188,210 +238,3 @@ def _count(workers: object) -> int:
     if type(workers) is not int or workers < 1:
         raise MergeError(f"workers is {workers!r}; give a whole number, 1 or more.")
     return workers
-
-
-# The output
-
-
-@dataclasses.dataclass(frozen=True)
-class _Target:
-    """Where the output goes: a file, or a folder."""
-
-    path: Path
-    is_file: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class _Content:
-    """What one output file holds: headers by tensor, its metadata; or text, for an index."""
-
-    specs: Mapping[str, Spec] = dataclasses.field(default_factory=dict)
-    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    text: str | None = None
-
-
-def _target(out: object, inputs: tuple[InFiles | Adapted, ...]) -> _Target:
-    """Where `out` may go; everything that would forbid it is said before anything is computed."""
-    if not isinstance(out, str | os.PathLike):
-        raise MergeError(f"out is a {type(out).__name__}; give the path of a .safetensors file or of a folder.")
-    with _sentences(Path(out)):
-        # A link is followed, so that what it points to is replaced and not the link.
-        path = Path(os.path.realpath(out))
-        is_file = path.suffix.lower() == ".safetensors"
-        if not is_file and path.suffix.lower() in _OF_FILES:
-            raise MergeError(f"out: '{out}' ends in {path.suffix}; give a name ending in .safetensors, or a folder.")
-        if not path.parent.is_dir():
-            raise MergeError(f"out: there is no folder '{Path(out).parent}'; make it first.")
-        if path.exists():
-            if is_file and not path.is_file():
-                raise MergeError(f"out: '{out}' is no ordinary file; give another name.")
-            if not is_file and not path.is_dir():
-                raise MergeError(f"out: '{out}' is no folder; end the name in .safetensors to write one file.")
-            if is_file and any(path.samefile(one) for source in inputs for one in source.paths):
-                raise MergeError(f"out: '{out}' is one of the inputs, which are never changed; give another name.")
-            if not is_file and any(path.iterdir()):
-                raise MergeError(f"out: the folder '{out}' is not empty; give a new one.")
-        if is_file and any(source.folder and path.parent.samefile(source.folder) for source in inputs):
-            raise MergeError(
-                f"out: '{out}' lies in a folder that is one of the inputs, which would then hold two checkpoints; "
-                "write it elsewhere."
-            )
-    return _Target(path, is_file)
-
-
-def _contents(base: InFiles, target: _Target, kind: torch.dtype | None) -> dict[str, _Content]:
-    """The output's files by name: one, or as the base has them."""
-    specs = {
-        name: Spec(spec.shape, kind if kind is not None and spec.dtype.is_floating_point else spec.dtype)
-        for name, spec in base.specs.items()
-    }
-    if target.is_file:
-        return {target.path.name: _Content(specs, _common(base))}
-    files = {
-        file: _Content({name: specs[name] for name in names}, base.metadata[file])
-        for file, names in base.layout.items()
-    }
-    if base.index is not None:
-        name, content = base.index
-        said = content.get("metadata")
-        size = sum(spec.size * spec.dtype.itemsize for spec in specs.values())
-        content = {**content, "metadata": {**(said if isinstance(said, dict) else {}), "total_size": size}}
-        files[name] = _Content(text=json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    return files
-
-
-def _common(base: InFiles) -> dict[str, str]:
-    """What all the base's files say of themselves."""
-    first, *others = base.metadata.values()
-    return {key: value for key, value in first.items() if all(one.get(key) == value for one in others)}
-
-
-class _Writer:
-    """Safetensors files that are filled a tensor at a time, in any order, and published together.
-
-    The library's own `save_file` wants all tensors at once. Until `publish` everything lies in a hidden folder beside
-    the output, which leaving the block removes.
-
-    Raises:
-        MergeError: there is no room, or the place cannot be written to.
-    """
-
-    def __init__(self, target: _Target, contents: Mapping[str, _Content]) -> None:
-        self._target = target
-        self._contents = contents
-        self._headers = {name: _header(content) for name, content in contents.items()}
-        self._places = {
-            name: (file, len(header) + start)
-            for file, (header, starts) in self._headers.items()
-            for name, start in starts.items()
-        }
-        self._left = set(self._places)
-        self._hidden = self._folder = Path()
-        self.output: Output | None = None
-
-    def __enter__(self) -> _Writer:
-        path = self._target.path
-        need = sum(
-            len(header) + sum(spec.size * spec.dtype.itemsize for spec in self._contents[file].specs.values())
-            for file, (header, _) in self._headers.items()
-        )
-        with _sentences(path):
-            free = shutil.disk_usage(path.parent).free
-            if need > free:
-                raise MergeError(
-                    f"out: '{path.name}' needs {need / 1e9:.3g} GB, and the disk has {free / 1e9:.3g} GB left; "
-                    "free some space, or write it elsewhere."
-                )
-            self._hidden = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
-            try:
-                # The hidden folder is its owner's only; what is made in it has the rights of any new folder and file.
-                self._folder = self._hidden / "out"
-                self._folder.mkdir()
-                for file, (header, _) in self._headers.items():
-                    (self._folder / file).write_bytes(header)
-            except BaseException:
-                self.__exit__()
-                raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._hidden, ignore_errors=True)
-
-    def write(self, name: str, tensor: Tensor) -> None:
-        """Put one tensor into its place."""
-        file, start = self._places[name]
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        with _sentences(self._target.path), (self._folder / file).open("r+b") as stream:
-            stream.seek(start)
-            stream.write(raw.data)
-        self._left.discard(name)
-
-    def publish(self) -> None:
-        """Bring everything onto the disk, read it as others will, and let it appear in one step."""
-        assert not self._left, self._left
-        path = self._target.path
-        with _sentences(path):
-            for file, content in self._contents.items():
-                with (self._folder / file).open("r+b") as stream:
-                    os.fsync(stream.fileno())
-                if content.text is None:
-                    _verify(self._folder / file, content)
-            self.output = self._made()
-            new = self._folder / path.name if self._target.is_file else self._folder
-            if path.exists():
-                # A folder that its owner may not write to could not be moved.
-                new.chmod(path.stat().st_mode & 0o777 | (0 if self._target.is_file else 0o700))
-                if not self._target.is_file:
-                    path.rmdir()
-            os.replace(new, path)
-
-    def _made(self) -> Output:
-        """What the record says of the files; read before they appear, so that nothing is published without a record."""
-        contents = {file: self._contents[file] for file in sorted(self._contents) if self._contents[file].text is None}
-        specs = {name: spec for content in contents.values() for name, spec in content.specs.items()}
-        sha256 = sha256_of((self._folder / file for file in contents), lambda file: file.open("rb", buffering=0))
-        prefix = "" if self._target.is_file else f"{self._target.path.name}/"
-        return Output(tuple(prefix + file for file in contents), sha256, precision_of(specs))
-
-
-def _header(content: _Content) -> tuple[bytes, dict[str, int]]:
-    """The bytes before the data, and where in the data each tensor begins: the widest dtype first, then by name."""
-    if content.text is not None:
-        return content.text.encode(), {}
-    header: dict[str, object] = {"__metadata__": dict(content.metadata)} if content.metadata else {}
-    starts, end = {}, 0
-    for name, spec in sorted(content.specs.items(), key=lambda one: (-one[1].dtype.itemsize, one[0])):
-        starts[name], end = end, end + spec.size * spec.dtype.itemsize
-        header[name] = {"dtype": _NAMES[spec.dtype], "shape": spec.shape, "data_offsets": (starts[name], end)}
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text, starts
-
-
-def _verify(path: Path, content: _Content) -> None:
-    """Open a finished file with the safetensors library."""
-    try:
-        with safe_open(path, "pt") as file:
-            found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, it is no dict
-            same = {name: (tuple(one.get_shape()), one.get_dtype()) for name, one in found.items()}
-    except SafetensorError as error:
-        raise MergeError(f"out: '{path.name}' was not written as it should be ({error}); try again.") from None
-    if same != {name: (spec.shape, _NAMES[spec.dtype]) for name, spec in content.specs.items()}:
-        raise MergeError(f"out: '{path.name}' was not written as it should be; try again.")
-
-
-@contextmanager
-def _sentences(path: Path) -> Iterator[None]:
-    """What the system says of the output, as a sentence."""
-    try:
-        yield
-    except ValueError:  # a zero byte in the name
-        raise MergeError(f"out: {str(path)!r} is no path; give another name.") from None
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
-        advice = (
-            "free some space, or write it elsewhere" if full else "check the folder's rights, or write it elsewhere"
-        )
-        raise MergeError(
-            f"out: '{path.name}' cannot be written ({error.strerror or error}); {advice}. Nothing was changed."
-        ) from None

@@ -1,0 +1,321 @@
+"""`apgd-teach check`, `merge`, `report` and `completion`: thin, like the rest of the command line.
+
+What is heavy is imported inside the functions, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apgd_teach.errors import MergeError
+
+if TYPE_CHECKING:
+    from apgd_teach.merging import Plan
+
+__all__ = ["METHODS", "add_commands"]
+
+METHODS = (
+    "apgd",
+    "apgd_published",
+    "average",
+    "dare",
+    "iso_c",
+    "task_arithmetic",
+    "task_aware",
+    "ties",
+    "tsv_m",
+    "wudi",
+)
+"""Their names as they stand in the registry, which takes seconds to import."""
+
+_INPUTS = """
+BASE and EXPERT are .safetensors files, ….safetensors.index.json of sharded ones, folders of Hugging Face models, or
+(for EXPERT) folders of LoRA adapters as PEFT saves them. PyTorch's pickles (.pt, .pth, .bin, .ckpt) are read with
+weights_only=True, which runs nothing of them. An expert goes by the name of its file or folder, or as NAME=PATH.
+"""
+
+_CHECK = f"""
+Looks at the headers of all files, and says whether they can be merged, what would happen to each tensor, and what it
+would need. No tensor is read, nothing is written. The exit code is 0 if they can be merged, 1 if not.
+{_INPUTS}"""
+
+_CHECK_EXAMPLES = """
+examples:
+  apgd-teach check base.safetensors ada.safetensors ben.safetensors
+  apgd-teach check llama/ law=llama-law/ code=adapters/code/ --policy 'lm_head.*=keep'
+"""
+
+_MERGE = f"""
+Merges experts into one model, a layer at a time, and writes it when it is whole: after an error, Ctrl-C or a kill the
+place is as it was, and the same command starts afresh.
+{_INPUTS}"""
+
+_MERGE_EXAMPLES = """
+examples:
+  apgd-teach merge base.safetensors ada.safetensors ben.safetensors --out merged.safetensors --report audit.json
+  apgd-teach merge llama/ llama-law/ llama-code/ --method tsv_m --dtype bfloat16 --out merged/ --report card.html
+  apgd-teach merge base.pt ada.pt ben.pt --method apgd --set protect=auto --set flatten=0.5 --out merged.safetensors
+  apgd-teach merge base.safetensors ada.safetensors --policy 'head.*=keep' --out merged.safetensors --dry-run
+"""
+
+_REPORT_EXAMPLES = """
+examples:
+  apgd-teach report audit.json                               the record, as Markdown
+  apgd-teach report audit.json --out audit.html              a page with figures
+  apgd-teach report audit.json --model merged.safetensors    is this file the one that the record is of?
+"""
+
+_COMPLETION_EXAMPLES = """
+examples:
+  apgd-teach completion bash > ~/.local/share/bash-completion/completions/apgd-teach
+  apgd-teach completion zsh > "${fpath[1]}/_apgd-teach"
+"""
+
+
+def add_commands(commands: Any, setting: Callable[[str], tuple[str, object]]) -> None:
+    """Add the four commands.
+
+    Args:
+        commands: what argparse's `add_subparsers` gave.
+        setting: reads NAME=VALUE.
+    """
+
+    def parser(name: str, does: str, description: str, examples: str) -> argparse.ArgumentParser:
+        made: argparse.ArgumentParser = commands.add_parser(
+            name,
+            help=does,
+            description=description,
+            epilog=examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        return made
+
+    def inputs(to: argparse.ArgumentParser) -> None:
+        to.add_argument("base", metavar="BASE", type=Path, help="the model that the experts were fine-tuned from")
+        to.add_argument("experts", metavar="EXPERT", nargs="+", help="one or more, as PATH or NAME=PATH")
+        to.add_argument(
+            "--policy",
+            type=_policy,
+            action="append",
+            default=[],
+            metavar="PATTERN=WHAT",
+            help="what happens to tensors of such names: merge, average or keep (the base's)",
+        )
+
+    check = parser("check", "can these files be merged? (headers only)", _CHECK, _CHECK_EXAMPLES)
+    check.set_defaults(command=_check)
+    inputs(check)
+    check.add_argument("--json", action="store_true", help="for programs")
+
+    merge = parser("merge", "merge files on disk into a new one", _MERGE, _MERGE_EXAMPLES)
+    merge.set_defaults(command=_merge)
+    inputs(merge)
+    merge.add_argument("--method", choices=METHODS, default="apgd", help="how (default: apgd)")
+    merge.add_argument(
+        "--set", type=setting, action="append", default=[], metavar="NAME=VALUE", help="a setting of the method"
+    )
+    merge.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="a new .safetensors file, or a folder, sharded as BASE is",
+    )
+    merge.add_argument(
+        "--report", type=Path, action="append", default=[], metavar="FILE", help="the audit, as .json, .md or .html"
+    )
+    merge.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="cpu", help="default: cpu")
+    merge.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16", "float64"),
+        help="of the floats that are written (default: as BASE has them)",
+    )
+    merge.add_argument("--workers", type=int, metavar="N", help="layers in work at once (default: 1)")
+    merge.add_argument("--dry-run", action="store_true", help="look at everything, compute and write nothing")
+
+    report = parser(
+        "report", "read the audit of a merge", "Reads an audit, the .json of merge --report.", _REPORT_EXAMPLES
+    )
+    report.set_defaults(command=_report)
+    report.add_argument("audit", metavar="FILE", type=Path, help="the audit, as .json")
+    report.add_argument("--out", type=Path, metavar="FILE", help="write it as .md, .html or .json (default: print it)")
+    report.add_argument("--model", type=Path, metavar="PATH", help="say whether this is the model that came out")
+
+    completion = parser(
+        "completion", "a script with which a shell completes what you type", "Prints a script.", _COMPLETION_EXAMPLES
+    )
+    completion.set_defaults(command=_completion)
+    completion.add_argument("shell", choices=("bash", "zsh"))
+
+
+def _policy(text: str) -> tuple[str, str]:
+    """PATTERN=WHAT; a name may hold an equals sign, so the last one counts."""
+    pattern, sign, action = text.rpartition("=")
+    if not sign or not pattern or not action:
+        raise argparse.ArgumentTypeError(f"'{text}' is not PATTERN=WHAT, as in 'head.*=keep'")
+    return pattern, action
+
+
+def _tell(sentence: str) -> None:
+    print(sentence, file=sys.stderr)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from apgd_teach.merging import plan_files
+    from apgd_teach.own.inputs import named, opened_safely
+
+    with opened_safely(options.base, named(options.experts), _tell) as given:
+        plan = plan_files(given.base, given.experts, policy=dict(options.policy))
+        print(plan.preflight.to_json() if options.json else _in_words(plan))
+    return 1 if plan.preflight.errors else 0
+
+
+def _in_words(plan: Plan) -> str:
+    """Inputs, findings, and what would happen, as tables and sentences."""
+    from apgd_teach.merging.checkpoint import precision_of
+    from apgd_teach.tables import Table
+
+    rows = [
+        (
+            name,
+            ", ".join(one.shown),
+            len(one.specs),
+            sum(spec.size for spec in one.specs.values()) / 1e6,
+            precision_of(one.specs),
+        )
+        for name, one in plan.inputs.items()
+    ]
+    parts = [str(Table(("input", "files", "tensors", "numbers, millions", "precision"), rows, digits=2))]
+    if plan.preflight.findings:
+        parts.append(str(plan.preflight.table()))
+    else:
+        parts.append(f"Pre-flight: {plan.preflight.verdict}")
+    if not plan.preflight.errors:
+        actions = [one.action for one in plan.decisions.values()]
+        counts = ", ".join(f"{actions.count(action)} {word}" for action, word in _WORDS.items() if action in actions)
+        kept = [name for name, one in plan.decisions.items() if one.action == "keep"]
+        parts.append(
+            f"Tensors: {counts}{' (' + _some(kept) + ')' if kept else ''}.\n"
+            f"Needs at most {plan.memory_mb / 1e3:.2g} GB of memory beside the imports with one worker (largest layer "
+            f"{plan.largest_mb:.3g} MB) and {plan.output_mb / 1e3:.3g} GB on the disk."
+        )
+    return "\n\n".join(parts)
+
+
+_WORDS = {"merge": "merged", "average": "averaged", "keep": "kept as the base has them"}
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from apgd_teach.merging import merge_files, plan_files
+    from apgd_teach.own.inputs import named, opened_safely
+    from apgd_teach.own.report import check_target, write
+
+    for path in options.report:
+        check_target(path)
+        if path.absolute() == options.out.absolute():
+            raise MergeError(f"'{path}' cannot be the model and its report; give two names.")
+    settings: dict[str, Any] = dict(options.set)
+    if reserved := {"policy", "dtype", "device", "workers", "progress", "out", "method", "base", "experts"} & set(
+        settings
+    ):
+        raise MergeError(f"'{min(reserved)}' is no setting of a method; see `apgd-teach merge --help`.")
+    common = {"policy": dict(options.policy), "dtype": options.dtype}
+    with _ended_like_ctrl_c(), opened_safely(options.base, named(options.experts), _tell) as given:
+        plan = plan_files(given.base, given.experts, options.out, options.method, **common, **settings)
+        if options.dry_run or plan.preflight.errors:
+            print(_in_words(plan))
+            print(f"\nNothing was computed or written{'' if options.dry_run else ': see the errors above'}.")
+            return 1 if plan.preflight.errors else 0
+        audit = merge_files(
+            given.base,
+            given.experts,
+            options.out,
+            options.method,
+            device=options.device,
+            workers=options.workers,
+            **common,
+            **settings,
+        )
+        audit = given.as_given(audit)
+    for path in options.report:
+        write(audit, path)
+    for finding in audit.findings:
+        _tell(f"Warning: {finding}")
+    assert audit.output is not None
+    merged = sum(row.policy in ("merge", "column") for row in audit.rows)
+    print(
+        f"{options.out}: {merged} of {len(audit.rows)} tensors merged by {audit.method}, data used: {audit.data_used}."
+    )
+    print(f"SHA-256: {audit.output.sha256}")
+    for path in options.report:
+        print(f"Report: {path}")
+    if not options.report:
+        print("No record was kept; --report audit.json keeps one.")
+    return 0
+
+
+@contextmanager
+def _ended_like_ctrl_c() -> Iterator[None]:
+    """Whoever ends the process politely (a shutdown, a batch system) gets the same tidying up as Ctrl-C."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread, where signals arrive
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from apgd_teach.own.report import is_of, read, write
+
+    audit = read(options.audit)
+    if options.model is not None:
+        same = is_of(audit, options.model)
+        _tell(f"'{options.model}' {'is' if same else 'is not'} the model that '{options.audit}' is of, byte for byte.")
+        if not same:
+            return 1
+    if options.out is not None:
+        write(audit, options.out)
+        print(f"Report: {options.out}")
+    elif options.model is None:
+        print(audit.to_markdown(), end="")
+    return 0
+
+
+def _completion(options: argparse.Namespace) -> int:
+    import shtab
+
+    from apgd_teach.cli import make_parser
+
+    parser = make_parser()
+    for each in _parsers(parser):
+        for action in each._actions:
+            if action.type is Path or action.dest == "experts":
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+    print(shtab.complete(parser, options.shell))
+    return 0
+
+
+def _parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for one in action.choices.values():
+                yield from _parsers(one)

@@ -1,0 +1,206 @@
+"""The papers of a merge: its audit as JSON, Markdown or a page with figures, and whether a model is the one meant."""
+
+from __future__ import annotations
+
+import base64
+from html import escape
+from pathlib import Path
+
+from apgd_teach.errors import MergeError
+from apgd_teach.figures.drawing import Drawing
+from apgd_teach.figures.style import figure, look, png, styled
+from apgd_teach.files import write_atomically
+from apgd_teach.merging import Audit
+from apgd_teach.merging.audit import LONG_STEP
+from apgd_teach.merging.checkpoint import open_checkpoint
+
+__all__ = ["ENDINGS", "check_target", "draw_parts", "draw_steps", "is_of", "page", "read", "write"]
+
+ENDINGS = (".json", ".md", ".html")
+"""Of a report's file: what it becomes."""
+
+_SHOWN = 30
+"""Tensors in a figure: those with the longest steps."""
+
+
+def check_target(path: Path) -> None:
+    """Whether a report can go there; said before anything is computed.
+
+    Raises:
+        MergeError: the name has another ending, or there is no such folder.
+    """
+    if path.suffix.lower() not in ENDINGS:
+        raise MergeError(f"a report goes into a file that ends in {', '.join(ENDINGS)}, and not into '{path}'.")
+    if not path.parent.is_dir():
+        raise MergeError(f"there is no folder '{path.parent}' for the report; make it first.")
+    if path.is_dir():
+        raise MergeError(f"'{path}' is a folder; give the report another name.")
+
+
+def write(audit: Audit, path: Path) -> None:
+    """Write an audit as its file's ending says, whole or not at all.
+
+    Raises:
+        MergeError: as `check_target`.
+        OSError: as the system reports it.
+
+    Lesson: 09.
+    """
+    check_target(path)
+    texts = {".json": audit.to_json, ".md": audit.to_markdown, ".html": lambda: page(audit)}
+    write_atomically(path, texts[path.suffix.lower()]().encode())
+
+
+def read(path: Path) -> Audit:
+    """An audit from its JSON file.
+
+    Raises:
+        MergeError: there is none, or it cannot be read.
+
+    Lesson: 09.
+    """
+    if not path.is_file():
+        raise MergeError(f"there is no audit '{path}'; give the .json that `merge --report` wrote.")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MergeError(f"'{path}' cannot be read as an audit ({type(error).__name__}); give its .json.") from None
+    try:
+        return Audit.from_json(text)
+    except MergeError as error:
+        raise MergeError(f"'{path}': {error}") from None
+
+
+def is_of(audit: Audit, model: Path) -> bool:
+    """Whether a model on disk is, byte for byte, the one that an audit speaks of.
+
+    Args:
+        audit: of a merge into files.
+        model: a file or a folder, as `open_checkpoint` takes it.
+
+    Raises:
+        MergeError: the model cannot be opened, or the audit says nothing of what came out.
+
+    Lesson: 09.
+    """
+    if audit.output is None:
+        raise MergeError("this audit does not say what came out, so no model can be held against it.")
+    return open_checkpoint(model, "the model").digest() == audit.output.sha256
+
+
+def draw_steps(audit: Audit) -> Drawing | None:
+    """How far the merge moved each tensor, ‖M‖/‖θ₀‖, the longest steps first; None where nothing was merged.
+
+    Lesson: 09.
+    """
+    rows = sorted(
+        (row for row in audit.rows if row.policy in ("merge", "column") and row.base_norm),
+        key=lambda row: -row.relative_step,
+    )
+    if not rows:
+        return None
+    shown = rows[:_SHOWN]
+    with styled():
+        drawn, (axes,) = figure(width=8.4, height=1.6 + 0.26 * len(shown))
+        places = range(len(shown))
+        axes.barh(places, [100 * row.relative_step for row in shown], color=look(0)["color"])
+        axes.axvline(100 * LONG_STEP, color="black", linestyle="--", linewidth=1)
+        axes.set_yticks(places, [_short(row.name) for row in shown])
+        axes.set_ylim(len(shown) - 0.4, -0.6)
+        axes.set_xlabel("‖M‖ / ‖θ₀‖ (%); dashed: from here the audit warns")
+        axes.set_title(f"Steps of the {len(shown)} tensors that moved farthest" if len(rows) > _SHOWN else "Steps")
+    longest = shown[0]
+    return Drawing(
+        drawn,
+        f"Of {len(rows)} merged tensors '{longest.name}' moved farthest, by {longest.relative_step:.1%} of the base's "
+        f"length; {len(audit.long_steps)} moved farther than {LONG_STEP:.0%}.",
+    )
+
+
+def draw_parts(audit: Audit) -> Drawing | None:
+    """How far each expert is from the base, and how much of its estimated gap is left; None without experts' norms.
+
+    Lesson: 09.
+    """
+    table = audit.tasks()
+    names, lengths = table.column("expert"), table.column("‖τ‖")
+    left = table.column("gap left") if "gap left" in table.columns else []
+    average = table.column("gap left by the average") if "gap left by the average" in table.columns else []
+    if not any(isinstance(one, float) and one for one in lengths):
+        return None
+    panels = 2 if left and average else 1
+    with styled():
+        drawn, axes = figure(columns=panels, width=8.4, height=1.8 + 0.3 * len(names))
+        places = range(len(names))
+        axes[0].barh(places, [float(str(one)) for one in lengths], color=look(0)["color"])
+        axes[0].set(xlabel="‖τ‖ of all merged tensors", title="Length of each expert's step")
+        axes[0].set_yticks(places, [_short(str(name)) for name in names])
+        if panels == 2:
+            for number, (label, values) in enumerate((("average", average), (audit.method, left))):
+                axes[1].plot(
+                    [100 * float(str(one)) for one in values],
+                    [place + 0.16 * (2 * number - 1) for place in places],
+                    label=label,
+                    **{**look(number), "linestyle": ""},
+                )
+            axes[1].set(xlabel="estimated gap left (% of the base's)", title="First-order estimate")
+            axes[1].set_yticks(places, [""] * len(names))
+            axes[1].legend(loc="best")
+        for axis in axes:
+            axis.set_ylim(len(names) - 0.4, -0.6)
+    words = f"{len(names)} experts; the shortest step is {min(lengths):.3g} long, the longest {max(lengths):.3g}."  # type: ignore[type-var]
+    return Drawing(drawn, words)
+
+
+def page(audit: Audit) -> str:
+    """The whole record as an HTML page that needs nothing beside itself.
+
+    Lesson: 09.
+    """
+    sections = audit.sections()
+    parts = []
+    for head, table in sections.items():
+        drawn = {"Norms and steps": draw_steps, "Facts of every expert": draw_parts}.get(head)
+        picture = drawn(audit) if drawn else None
+        body = table._repr_html_() if table.rows else "<p>None.</p>"
+        shown = f'<div class="wide" tabindex="0" role="region" aria-label="{escape(head)}">{body}</div>'
+        parts.append(f"<section><h2>{escape(head)}</h2>{_picture(picture) if picture else ''}{shown}</section>")
+    title = f"Audit of a merge: {audit.method} of {len(audit.experts)}"
+    return _PAGE.format(title=escape(title), parts="\n".join(parts))
+
+
+def _picture(drawing: Drawing) -> str:
+    content = base64.b64encode(png(drawing.figure)).decode("ascii")
+    return f'<img alt="{escape(drawing.words)}" src="data:image/png;base64,{content}">'
+
+
+def _short(name: str, most: int = 42) -> str:
+    return name if len(name) <= most else f"…{name[1 - most :]}"
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ margin: 0 auto; max-width: 64rem; padding: 1.5rem 1rem 4rem; background: #fdfdfc; color: #1b1b1f;
+  font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }}
+h1 {{ font-size: 1.6rem; }}
+h2 {{ font-size: 1.15rem; margin: 2rem 0 0.5rem; }}
+img {{ max-width: 100%; height: auto; }}
+.wide {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }}
+th, td {{ border-bottom: 1px solid #d9d9de; padding: 0.25rem 0.7rem 0.25rem 0; vertical-align: top; }}
+caption {{ color: #55555e; padding-bottom: 0.3rem; }}
+</style>
+</head>
+<body>
+<main>
+<h1>{title}</h1>
+{parts}
+</main>
+</body>
+</html>
+"""

@@ -1,0 +1,365 @@
+"""`check`, `merge`, `report`, `completion`: real files, as a person would give them."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from apgd_teach.cli import main, make_parser
+from apgd_teach.errors import MergeError
+from apgd_teach.merging import METHODS, Audit, merge
+from apgd_teach.own import commands
+from apgd_teach.own.inputs import named
+
+State = dict[str, Tensor]
+BASH = Path("/bin/bash")
+
+
+def network(seed: int, by: float = 0.0, like: State | None = None) -> State:
+    draw = torch.Generator().manual_seed(seed)
+    if like is not None:
+        return {name: one + by * torch.randn(one.shape, generator=draw) for name, one in like.items()}
+    shapes = {"a.weight": (24, 16), "a.bias": (24,), "b.weight": (16, 24), "head.weight": (5, 16)}
+    return {name: torch.randn(*shape, generator=draw) for name, shape in shapes.items()}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A base, and three experts in folders of their own, as models come."""
+    base = network(0)
+    save_file(base, tmp_path / "base.safetensors")
+    for place, name in enumerate(("ada", "ben", "cleo")):
+        (tmp_path / name).mkdir()
+        save_file(network(place + 1, 0.1, base), tmp_path / name / "model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+EXPERTS = ("ada", "ben", "cleo/model.safetensors")
+
+
+def test_the_names_of_the_methods_are_those_of_the_registry() -> None:
+    assert sorted(commands.METHODS) == sorted(METHODS)
+
+
+def test_check_says_what_would_happen(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "base.safetensors", *EXPERTS, "--policy", "head.*=keep"]) == 0
+    said = capsys.readouterr().out
+    assert "Pre-flight: can be merged" in said
+    assert "Tensors: 2 merged, 1 averaged, 1 kept as the base has them (head.weight)." in said
+    for name in ("ada", "ben", "cleo"):
+        assert f"{name}/model.safetensors" in said or name in said
+    assert sorted(one.name for one in folder.iterdir()) == ["ada", "base.safetensors", "ben", "cleo"]
+
+
+def test_check_says_what_is_wrong_with_its_exit_code(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file({"a.weight": torch.zeros(24, 16)}, folder / "odd.safetensors")
+    assert main(["check", "base.safetensors", "ada", "odd.safetensors"]) == 1
+    said = capsys.readouterr().out
+    assert "cannot be merged" in said
+    assert "expert 'odd'" in said
+    assert main(["check", "base.safetensors", "ada", "odd.safetensors", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert {one["level"] for one in found["findings"]} == {"error"}
+
+
+def test_merge_writes_what_the_library_computes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reports = [argument for end in ("json", "md", "html") for argument in ("--report", f"audit.{end}")]
+    given = ["base.safetensors", *EXPERTS, "--method", "apgd", "--set", "flatten=0.5", "--policy", "head.*=keep"]
+    assert main(["merge", *given, "--out", "merged.safetensors", *reports]) == 0
+    said = capsys.readouterr()
+    experts = {name: load_file(folder / name / "model.safetensors") for name in ("ada", "ben", "cleo")}
+    expected = merge(load_file("base.safetensors"), experts, "apgd", flatten=0.5, policy={"head.*": "keep"})
+    found = load_file("merged.safetensors")
+    assert all(torch.equal(found[name], one) for name, one in expected.state_dict.items())
+    audit = Audit.from_json(Path("audit.json").read_text())
+    assert audit.output is not None
+    assert audit.output.sha256 in said.out
+    assert "3 of 4 tensors merged by apgd, data used: none." in said.out
+    assert audit.given_policy == (("head.*", "keep"),)
+    assert audit.settings["flatten"] == 0.5
+    assert Path("audit.md").read_text() == audit.to_markdown()
+    page = Path("audit.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert "http" not in page
+    for name in experts:
+        assert audit.inputs[name] in page
+
+
+def test_a_dry_run_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(folder.rglob("*"))
+    given = [
+        "merge",
+        "base.safetensors",
+        *EXPERTS,
+        "--out",
+        "merged.safetensors",
+        "--report",
+        "audit.json",
+        "--dry-run",
+    ]
+    assert main(given) == 0
+    assert capsys.readouterr().out.endswith("Nothing was computed or written.\n")
+    assert sorted(folder.rglob("*")) == before
+    for wrong, says in (
+        (["--out", "nowhere/merged.safetensors"], "there is no folder 'nowhere'"),
+        (["--set", "flaten=0.5"], "'apgd' has no setting 'flaten'"),
+        (["--report", "audit.pdf"], "a report goes into a file that ends in .json, .md, .html"),
+        (["--report", "nowhere/audit.json"], "there is no folder 'nowhere' for the report"),
+        (["--set", "policy=1"], "'policy' is no setting of a method"),
+        (["--out", "base.safetensors"], "is one of the inputs, which are never changed"),
+    ):
+        assert main([*given, *wrong]) == 1
+        said = capsys.readouterr()
+        assert says in said.err
+        assert len(said.err.splitlines()) == 1
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_merge_that_cannot_be_is_said_with_all_its_reasons(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file({"a.weight": torch.zeros(3, 16)}, folder / "odd.safetensors")
+    assert main(["merge", "base.safetensors", "ada", "odd.safetensors", "--out", "merged.safetensors"]) == 1
+    assert "Nothing was computed or written: see the errors above." in capsys.readouterr().out
+    assert not (folder / "merged.safetensors").exists()
+
+
+def test_a_report_is_read_shown_and_held_against_a_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["merge", "base.safetensors", *EXPERTS, "--out", "merged.safetensors", "--report", "audit.json"])
+    capsys.readouterr()
+    assert main(["report", "audit.json"]) == 0
+    assert capsys.readouterr().out.startswith("# Audit of a merge")
+    assert main(["report", "audit.json", "--model", "merged.safetensors"]) == 0
+    assert "is the model that 'audit.json' is of, byte for byte" in capsys.readouterr().err
+    assert main(["report", "audit.json", "--model", "base.safetensors"]) == 1
+    assert "is not the model" in capsys.readouterr().err
+    assert main(["report", "audit.json", "--out", "audit.html"]) == 0
+    assert "<h1>Audit of a merge: apgd of 3</h1>" in Path("audit.html").read_text()
+    Path("damaged.json").write_bytes(b"\xff\xfe{")
+    for path, says in (
+        ("nothing.json", "there is no audit 'nothing.json'"),
+        ("damaged.json", "'damaged.json' cannot be read as an audit"),
+        ("base.safetensors", "as an audit"),
+    ):
+        assert main(["report", path]) == 1
+        said = capsys.readouterr().err
+        assert says in said
+        assert len(said.splitlines()) == 1
+
+
+def test_experts_go_by_the_names_of_their_files_or_folders(folder: Path) -> None:
+    assert list(named(EXPERTS)) == ["ada", "ben", "cleo"]
+    assert named(["x=ada", "sub/dir/other.safetensors"]) == {
+        "x": Path("ada"),
+        "other": Path("sub/dir/other.safetensors"),
+    }
+    assert list(named(["runs/lr=0.1/best.safetensors"])) == ["best"]
+    Path("odd=name.safetensors").touch()
+    assert list(named(["odd=name.safetensors"])) == ["odd=name"]
+    assert list(named(["m/model.safetensors.index.json"])) == ["m"]
+    for wrong, says in (
+        (["ada", "x/ada.safetensors"], "two experts are called 'ada'"),
+        (["base=ada"], "an expert cannot be called 'base'"),
+        (["=ada"], "is not NAME=PATH"),
+        (["ada="], "is not NAME=PATH"),
+    ):
+        with pytest.raises(MergeError, match=says):
+            named(wrong)
+
+
+# Pickles
+
+
+def test_a_pickle_is_read_with_a_warning_and_named_in_the_audit(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = load_file("base.safetensors")
+    tied = {**base, "again.weight": base["a.weight"]}
+    torch.save({"state_dict": tied, "epoch": 3}, "base.pt")
+    torch.save({name: torch.nn.Parameter(one + 0.01) for name, one in tied.items()}, "one.bin")
+    assert (
+        main(
+            ["merge", "base.pt", "one.bin", "--method", "average", "--out", "merged.safetensors", "--report", "a.json"]
+        )
+        == 0
+    )
+    said = capsys.readouterr().err
+    assert said.count("is a pickle, a format that can run code; it is read with weights_only=True") == 2
+    audit = Audit.from_json(Path("a.json").read_text())
+    assert audit.files == {"base": ("base.pt",), "one": ("one.bin",)}
+    sums = subprocess.run(
+        ["sha256sum", "base.pt", "one.bin"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert [audit.inputs["base"], audit.inputs["one"]] == sums[::2]
+    torch.testing.assert_close(load_file("merged.safetensors")["again.weight"], tied["again.weight"] + 0.01)
+
+
+class Evil:
+    """Writes a file when it is unpickled by anything that runs code."""
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return os.system, ("touch pwned",)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_pickle_with_code_in_it_is_refused_and_does_not_run(
+    folder: Path, capsys: pytest.CaptureFixture[str], protocol: int
+) -> None:
+    torch.save({"a.weight": Evil()}, "zip.pt", pickle_protocol=protocol)
+    Path("plain.pkl").write_bytes(pickle.dumps({"a.weight": Evil()}, protocol=protocol))
+    before = sorted(folder.rglob("*"))
+    for one in ("zip.pt", "plain.pkl"):
+        for command in (["check"], ["merge", "--out", "merged.safetensors"]):
+            assert main([*command, "base.safetensors", one]) == 1
+            said = capsys.readouterr().err.splitlines()
+            assert "is a pickle" in said[0]
+            assert len(said) == 2, said
+            assert said[1].startswith(f"expert '{Path(one).stem}': '{one}' "), said
+            assert "was not done" in said[1], said
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is empty"),
+        (b"PK\x03\x04 and no more", "cannot be read as a PyTorch file"),
+        (b"hello", "'odd.pt' "),
+        ({"epoch": 3, "a.weight": torch.zeros(2)}, "holds 'epoch' \\(int\\) beside tensors"),
+        ([torch.zeros(2)], "holds no state dict \\(a list\\)"),
+        ({"model": {"a": torch.zeros(2)}, "state_dict": {"a": torch.zeros(2)}}, "holds 'model'"),
+        ({"a.weight": torch.zeros(2, 2).to_sparse()}, "sparse, quantised or without values"),
+    ],
+)
+def test_pickles_that_are_no_state_dict_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], content: object, says: str
+) -> None:
+    if isinstance(content, bytes):
+        Path("odd.pt").write_bytes(content)
+    else:
+        torch.save(content, "odd.pt")
+    assert main(["check", "base.safetensors", "odd.pt"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2, said
+    assert said[1].startswith("expert 'odd': 'odd.pt' ")
+    assert re.search(says, said[1]), said[1]
+
+
+# Stopped on the way
+
+STOPPED = """
+import sys, time
+from apgd_teach.merging import output
+from apgd_teach.cli import main, make_parser
+write = output.Writer.write
+def slow(self, name, tensor):
+    write(self, name, tensor)
+    print("wrote", name, flush=True)
+    time.sleep(60)
+output.Writer.write = slow
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def until_written(running: subprocess.Popen[str]) -> None:
+    """Wait until one tensor is in the hidden file; a bar's line may come first."""
+    assert running.stdout is not None
+    assert any("wrote" in line for line in running.stdout)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has other signals")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)])
+def test_what_is_stopped_leaves_no_output_and_starts_afresh(folder: Path, how: signal.Signals) -> None:
+    (folder / "merged.safetensors").write_bytes(b"what was there before")
+    before = sorted(folder.rglob("*"))
+    given = ["merge", "base.safetensors", *EXPERTS, "--method", "average", "--out", "merged.safetensors"]
+    running = subprocess.Popen(
+        [sys.executable, "-c", STOPPED, *given], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    until_written(running)
+    assert len(sorted(folder.rglob("*"))) > len(before)
+    running.send_signal(how)
+    _, said = running.communicate(timeout=30)
+    assert (folder / "merged.safetensors").read_bytes() == b"what was there before"
+    left = [one for one in folder.rglob("*") if one not in before]
+    if how == getattr(signal, "SIGKILL", None):
+        assert left, "nothing was left, so there is nothing to tidy up"
+    else:
+        assert running.returncode == 130
+        assert said.splitlines()[-1] == "Stopped; no file is left half-written."
+        assert not left
+    assert main(given) == 0
+    assert sorted(folder.rglob("*")) == before
+    assert load_file(folder / "merged.safetensors")
+
+
+def test_a_merge_that_still_runs_is_left_alone(folder: Path) -> None:
+    """Two of them into one place: neither takes the other's files away."""
+    given = ["merge", "base.safetensors", *EXPERTS, "--method", "average", "--out", "merged.safetensors"]
+    running = subprocess.Popen([sys.executable, "-c", STOPPED, *given], cwd=folder, stdout=subprocess.PIPE, text=True)
+    try:
+        until_written(running)
+        hidden = list(folder.glob(".merged.safetensors.*"))
+        assert len(hidden) == 1
+        assert main(given) == 0
+        assert list(folder.glob(".merged.safetensors.*")) == hidden
+    finally:
+        running.kill()
+        running.wait()
+        time.sleep(0.1)
+
+
+# Help and completion
+
+
+@pytest.mark.parametrize("command", ["check", "merge", "report", "completion"])
+def test_help_has_examples_that_the_parser_takes(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    said = capsys.readouterr().out
+    examples = [line.strip() for line in said.splitlines() if line.strip().startswith("apgd-teach ")]
+    assert len(examples) >= 2
+    for line in examples:
+        words = shlex.split(line.partition("   ")[0].partition(" > ")[0])
+        options = make_parser().parse_args(words[1:])
+        assert options.command is not None
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_knows_the_commands(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for word in ("check", "merge", "report", "--dry-run", "tsv_m"):
+        assert word in script
+
+
+@pytest.mark.skipif(not BASH.exists(), reason="no bash here")
+def test_bash_completes_what_is_typed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["completion", "bash"])
+    (folder / "script").write_text(capsys.readouterr().out)
+
+    def completed(*words: str) -> list[str]:
+        line = " ".join(f"'{word}'" for word in words)
+        code = (
+            f"source script; COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; "
+            f"_shtab_apgd_teach apgd-teach '{words[-1]}' '{words[-2]}' 2> /dev/null; "
+            "printf '%s\\n' \"${COMPREPLY[@]}\""
+        )
+        done = subprocess.run([str(BASH), "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+        return done.stdout.split()
+
+    assert set(completed("apgd-teach", "me")) == {"merge"}
+    assert set(completed("apgd-teach", "merge", "base.safetensors", "ada", "--method", "ts")) == {"tsv_m"}
+    assert "base.safetensors" in completed("apgd-teach", "merge", "ba")
