@@ -78,18 +78,18 @@ class Preflight:
         """What does not stop it, and may still explain a bad result."""
         return tuple(finding for finding in self.findings if finding.level == "warning")
 
-    def raise_errors(self, call: str = "preflight(base, experts)") -> None:
+    def raise_errors(self, report: str = "preflight(base, experts).table()") -> None:
         """Raise `MergeError` with the first error in words, and how many more there are.
 
         Args:
-            call: what gives the whole report, for the sentence.
+            report: what shows all of them, for the sentence.
 
         Raises:
             MergeError: there is an error.
         """
         if self.errors:
             more = len(self.errors) - 1
-            rest = f" ({more} more: see {call}.table())" if more else ""
+            rest = f" ({more} more: see {report})" if more else ""
             raise MergeError(f"{self.errors[0]}{rest}")
 
     def table(self) -> Table:

@@ -88,7 +88,7 @@ def merge_files(
     place = pick_device("cpu" if device is None else device)
     opened, sources = _opened(base, experts)
     report = _headers(opened, sources, policy, getattr(chosen, "others", "average"))
-    report.raise_errors("preflight_files(base, experts)")
+    report.raise_errors("preflight_files(base, experts).table()")
     # The engine shows values in the precision that it computes in; the headers say in which they were stored.
     stored = {"base": opened.specs, **{name: source.specs for name, source in sources.items()}}
     inputs = Inputs(opened, sources, policy, place, kind)

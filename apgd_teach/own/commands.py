@@ -6,6 +6,7 @@ What is heavy is imported inside the functions, so that `--help` answers at once
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -186,12 +187,12 @@ def _in_words(plan: Plan) -> str:
             name,
             ", ".join(one.shown),
             len(one.specs),
-            sum(spec.size for spec in one.specs.values()) / 1e6,
+            f"{sum(spec.size for spec in one.specs.values()):,}",
             precision_of(one.specs),
         )
         for name, one in plan.inputs.items()
     ]
-    parts = [str(Table(("input", "files", "tensors", "numbers, millions", "precision"), rows, digits=2))]
+    parts = [str(Table(("input", "files", "tensors", "numbers", "precision"), rows))]
     if plan.preflight.findings:
         parts.append(str(plan.preflight.table()))
     else:
@@ -202,10 +203,28 @@ def _in_words(plan: Plan) -> str:
         kept = [name for name, one in plan.decisions.items() if one.action == "keep"]
         parts.append(
             f"Tensors: {counts}{' (' + _some(kept) + ')' if kept else ''}.\n"
-            f"Needs at most {plan.memory_mb / 1e3:.2g} GB of memory beside the imports with one worker (largest layer "
-            f"{plan.largest_mb:.3g} MB) and {plan.output_mb / 1e3:.3g} GB on the disk."
+            f"Needs at most {_size(plan.memory_mb)} of memory beside the imports with one worker (the largest layer "
+            f"has {_size(plan.largest_mb)} in float32), and {_size(plan.output_mb)} on the disk."
         )
-    return "\n\n".join(parts)
+    return _for_a_shell("\n\n".join(parts))
+
+
+def _size(megabytes: float) -> str:
+    """ "450 MB": three digits, in the unit that needs no more."""
+    number, unit = next(
+        (
+            (megabytes * factor, unit)
+            for factor, unit in ((1e-3, "GB"), (1, "MB"), (1e3, "kB"))
+            if megabytes * factor >= 1
+        ),
+        (megabytes * 1e6, "bytes"),
+    )
+    return f"{number:.0f} {unit}" if number >= 99.95 else f"{number:.3g} {unit}"
+
+
+def _for_a_shell(text: str) -> str:
+    """Advice that is given in Python, as an option of these commands."""
+    return re.sub(r"policy=\{'([^']*)': '(\w+)'\}", r"--policy '\1=\2'", text)
 
 
 _WORDS = {"merge": "merged", "average": "averaged", "keep": "kept as the base has them"}
@@ -232,10 +251,13 @@ def _merge(options: argparse.Namespace) -> int:
     common = {"policy": dict(options.policy), "dtype": options.dtype}
     with _ended_like_ctrl_c(), opened_safely(options.base, named(options.experts), _tell) as given:
         plan = plan_files(given.base, given.experts, options.out, options.method, **common, **settings)
-        if options.dry_run or plan.preflight.errors:
-            print(_in_words(plan))
-            print(f"\nNothing was computed or written{'' if options.dry_run else ': see the errors above'}.")
+        if options.dry_run:
+            print(f"{_in_words(plan)}\n\nNothing was computed or written.")
             return 1 if plan.preflight.errors else 0
+        try:
+            plan.preflight.raise_errors("`apgd-teach check` with the same files")
+        except MergeError as error:
+            raise MergeError(_for_a_shell(str(error))) from None
         audit = merge_files(
             given.base,
             given.experts,

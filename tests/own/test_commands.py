@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -129,11 +130,105 @@ def test_a_dry_run_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[st
     assert sorted(folder.rglob("*")) == before
 
 
-def test_a_merge_that_cannot_be_is_said_with_all_its_reasons(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save_file({"a.weight": torch.zeros(3, 16)}, folder / "odd.safetensors")
-    assert main(["merge", "base.safetensors", "ada", "odd.safetensors", "--out", "merged.safetensors"]) == 1
-    assert "Nothing was computed or written: see the errors above." in capsys.readouterr().out
-    assert not (folder / "merged.safetensors").exists()
+# What is refused
+
+
+class Evil:
+    """Writes a file when it is unpickled by anything that runs code."""
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return os.system, ("touch pwned",)
+
+
+def cut(name: str, end: int) -> None:
+    Path(name).write_bytes(Path(name).read_bytes()[:end])
+
+
+def sharded(missing: bool = False, escapes: bool = False) -> None:
+    """Expert "odd" in two shards, one of which is missing or lies elsewhere."""
+    state = load_file("ada/model.safetensors")
+    Path("odd").mkdir()
+    names = {name: f"model-{1 + place % 2}.safetensors" for place, name in enumerate(state)}
+    for shard in set(names.values()):
+        save_file({name: one for name, one in state.items() if names[name] == shard}, f"odd/{shard}")
+    if missing:
+        Path("odd/model-2.safetensors").unlink()
+    if escapes:
+        Path("odd/model-2.safetensors").rename("model-2.safetensors")
+        names = {name: shard.replace("model-2", "../model-2") for name, shard in names.items()}
+    Path("odd/model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+
+
+def changed(name: str, tensor: Tensor) -> None:
+    save_file({**load_file("ada/model.safetensors"), name: tensor}, "odd.safetensors")
+
+
+def twice() -> None:
+    """A header that has one name twice."""
+    raw = Path("ada/model.safetensors").read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = raw[8 : 8 + length].decode().rstrip()
+    entry = re.search(r'"a\.bias":\{[^}]*\}', header)
+    assert entry is not None
+    header = header[:-1] + "," + entry.group() + "}"
+    header += " " * (-len(header) % 8)
+    Path("odd.safetensors").write_bytes(len(header).to_bytes(8, "little") + header.encode() + raw[8 + length :])
+
+
+BROKEN = {
+    "truncated file": (lambda: (changed("a.bias", torch.zeros(24)), cut("odd.safetensors", 900)), "is cut off"),
+    "wrong dtype": (lambda: changed("a.bias", torch.zeros(24, dtype=torch.int64)), "is torch.int64 and the base is"),
+    "missing shard": (lambda: sharded(missing=True), "names the file 'model-2.safetensors', which is missing"),
+    "pickle with code in it": (lambda: torch.save({"a.weight": Evil()}, "odd.pt"), "was not done"),
+    "NaN": (lambda: changed("a.bias", torch.full((24,), torch.nan)), "holds NaN or infinity"),
+    "another architecture": (
+        lambda: save_file({"conv.weight": torch.zeros(3, 3)}, "odd.safetensors"),
+        "expert 'odd'",
+    ),
+    "empty file": (lambda: Path("odd.safetensors").touch(), "is empty"),
+    "duplicate names": (twice, "has 'a.bias' twice"),
+    "path that escapes": (lambda: sharded(escapes=True), "which is no .safetensors file of its own folder"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_input_is_one_sentence_and_nothing_is_written(
+    folder: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    make, says = BROKEN[what]
+    make()
+    (odd,) = (str(one) for one in (Path("odd"), Path("odd.safetensors"), Path("odd.pt")) if one.exists())
+    before = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    given = ["base.safetensors", "ada", odd, "--out", "merged.safetensors", "--report", "audit.json"]
+    assert main(["merge", *given]) == 1
+    said = capsys.readouterr()
+    lines = [line for line in said.err.splitlines() if "is a pickle" not in line]
+    assert len(lines) == 1, said.err
+    assert says in lines[0]
+    assert "Traceback" not in said.err
+    assert {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()} == before
+
+
+def test_no_disk_is_one_sentence_and_nothing_is_written(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(folder.rglob("*"))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=1000, used=1000, free=0))
+    assert main(["merge", "base.safetensors", *EXPERTS, "--out", "merged.safetensors"]) == 1
+    said = capsys.readouterr().err
+    assert re.search(r"out: 'merged.safetensors' needs .* GB, and the disk has 0 GB left; free some space", said)
+    assert len(said.splitlines()) == 1
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_what_the_sentence_leaves_out_the_check_says(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changed("a.weight", torch.zeros(3, 16))
+    save_file({**load_file("odd.safetensors"), "b.weight": torch.zeros(3, 16)}, "odd.safetensors")
+    given = ["base.safetensors", "ada", "odd.safetensors"]
+    assert main(["merge", *given, "--out", "merged.safetensors"]) == 1
+    assert "more: see `apgd-teach check` with the same files)" in capsys.readouterr().err
+    assert main(["check", *given]) == 1
+    assert capsys.readouterr().out.count("expert 'odd'") > 1
 
 
 def test_a_report_is_read_shown_and_held_against_a_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,13 +299,6 @@ def test_a_pickle_is_read_with_a_warning_and_named_in_the_audit(
     ).stdout.split()
     assert [audit.inputs["base"], audit.inputs["one"]] == sums[::2]
     torch.testing.assert_close(load_file("merged.safetensors")["again.weight"], tied["again.weight"] + 0.01)
-
-
-class Evil:
-    """Writes a file when it is unpickled by anything that runs code."""
-
-    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
-        return os.system, ("touch pwned",)
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
@@ -348,12 +436,12 @@ def test_completion_knows_the_commands(shell: str, capsys: pytest.CaptureFixture
 @pytest.mark.skipif(not BASH.exists(), reason="no bash here")
 def test_bash_completes_what_is_typed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["completion", "bash"])
-    (folder / "script").write_text(capsys.readouterr().out)
+    (folder / "completion.sh").write_text(capsys.readouterr().out)
 
     def completed(*words: str) -> list[str]:
         line = " ".join(f"'{word}'" for word in words)
         code = (
-            f"source script; COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; "
+            f"source ./completion.sh; COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; "
             f"_shtab_apgd_teach apgd-teach '{words[-1]}' '{words[-2]}' 2> /dev/null; "
             "printf '%s\\n' \"${COMPREPLY[@]}\""
         )
