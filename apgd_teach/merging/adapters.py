@@ -209,13 +209,14 @@ class Adapted:
         """What each tensor of the adapter is for."""
         halves: dict[str, dict[str, str]] = {}
         for stored in self._file.specs:
-            name = stored.removeprefix(_PREFIX)
+            # Of a module that has an adapter, PEFT calls what was there before its base layer.
+            name = stored.removeprefix(_PREFIX).replace(".base_layer.", ".")
             end = next((end for end in _PARTS if name.endswith(end)), None)
             if end is not None:
                 halves.setdefault(name.removesuffix(end), {})[_PARTS[end][0]] = stored
             elif name.endswith(".lora_B.bias"):
                 module = name.removesuffix(".lora_B.bias")
-                rank = self._rank(f"{_PREFIX if stored != name else ''}{module}.lora_A.weight")
+                rank = self._rank(f"{stored.removesuffix('.lora_B.bias')}.lora_A.weight")
                 self._fits(f"{module}.bias", self._file.specs[stored].shape)
                 self._added[f"{module}.bias"] = (stored, self._scale(config, module, rank))
             elif "lora_" in name or "modules_to_save" in name or "token_adapter" in name:

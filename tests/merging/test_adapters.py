@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from apgd_teach.errors import MergeError
 from apgd_teach.merging import merge, merge_files, preflight_files
@@ -109,6 +109,58 @@ def test_convolutions_embeddings_biases_and_whole_modules(base: State, files: Ca
     torch.testing.assert_close(found["words.weight"], base["words.weight"] + scale * (words_b @ words_a).T)
     torch.testing.assert_close(found["block.q.bias"], base["block.q.bias"] + scale * bias)
     assert torch.equal(found["head.weight"], head)
+
+
+def test_biases_that_were_trained_beside_the_product_are_taken_whole(base: State, files: Callable[..., State]) -> None:
+    one = {**adapter(), "base_model.model.block.q.base_layer.bias": drawn(24, seed=26)}
+    found = files(one, bias="lora_only")
+    assert list(found) == sorted(base)
+    assert torch.equal(found["block.q.bias"], one["base_model.model.block.q.base_layer.bias"])
+
+
+class Net(nn.Module):
+    """One layer of every kind that PEFT adapts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(40, 16)
+        self.q = nn.Linear(16, 24)
+        self.v = nn.Linear(24, 16, bias=False)
+        self.conv = nn.Conv2d(6, 12, 3, padding=1)
+        self.bn = nn.BatchNorm2d(12)
+        self.head = nn.Linear(16, 5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["q", "v"]},
+        {"target_modules": ["conv", "words", "q"], "use_rslora": True},
+        {"target_modules": ["q", "v"], "rank_pattern": {"q": 2}, "alpha_pattern": {"^v$": 3}},
+        {"target_modules": ["q"], "modules_to_save": ["head"]},
+        {"target_modules": ["q"], "bias": "all"},
+        {"target_modules": ["q"], "bias": "lora_only"},
+        {"target_modules": ["q"], "lora_bias": True},
+    ],
+    ids=lambda settings: "-".join(settings),
+)
+def test_what_peft_itself_saves_is_what_peft_itself_merges(tmp_path: Path, settings: dict) -> None:
+    """Not a dependency, so skipped in most places; run by hand with PEFT 0.21.2, all passed."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(1)
+    net = Net()
+    save_file({name: one.clone() for name, one in net.state_dict().items()}, tmp_path / "base.safetensors")
+    model = peft.get_peft_model(net, peft.LoraConfig(r=4, lora_alpha=10, **settings))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(tmp_path / "adapter")
+    expected = model.merge_and_unload().state_dict()
+    found = open_expert(tmp_path / "adapter", open_checkpoint(tmp_path / "base.safetensors"))
+    assert isinstance(found, Adapted)
+    assert set(found.specs) == set(expected)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found.read(name), tensor, atol=1e-6, rtol=1e-6)
 
 
 def test_a_merge_of_adapters_is_that_of_the_models_that_they_make(base: State, tmp_path: Path) -> None:
