@@ -7,6 +7,7 @@ from apgd_teach.merging.checkpoint import open_checkpoint
 from apgd_teach.merging.dare import Dare
 from apgd_teach.merging.iso_c import IsoC
 from apgd_teach.merging.laboratory import Laboratory, make_laboratory
+from apgd_teach.merging.low_rank import LowRank, low_rank
 from apgd_teach.merging.merge import Merged, merge
 from apgd_teach.merging.method import Layer, Method, Update
 from apgd_teach.merging.modules import policy_of
@@ -35,6 +36,7 @@ __all__ = [
     "IsoC",
     "Laboratory",
     "Layer",
+    "LowRank",
     "Merged",
     "Method",
     "Plan",
@@ -48,6 +50,7 @@ __all__ = [
     "Update",
     "Wudi",
     "fingerprint",
+    "low_rank",
     "make_laboratory",
     "merge",
     "merge_files",

@@ -1,4 +1,4 @@
-"""`apgd-teach check`, `merge`, `report` and `completion`: thin, like the rest of the command line.
+"""`apgd-teach check`, `merge`, `report`, `compress`, `completion`: thin, like the rest of the command line.
 
 What is heavy is imported inside the functions, so that `--help` answers at once.
 """
@@ -72,6 +72,17 @@ examples:
   apgd-teach report audit.json --model merged.safetensors    is this file the one that the record is of?
 """
 
+_COMPRESS = """
+Keeps what MODEL has changed in BASE as products of two thin matrices, in the layout of a LoRA adapter. The folder
+is an expert for `check` and `merge` like any other: merging it alone, by average, gives the model back.
+"""
+
+_COMPRESS_EXAMPLES = """
+examples:
+  apgd-teach compress base.safetensors merged.safetensors --energy 0.9 --out small/
+  apgd-teach compress base.safetensors merged.safetensors --share 0.1 --dtype bfloat16 --out smaller/
+"""
+
 _COMPLETION_EXAMPLES = """
 examples:
   apgd-teach completion bash > ~/.local/share/bash-completion/completions/apgd-teach
@@ -80,7 +91,7 @@ examples:
 
 
 def add_commands(commands: Any, setting: Callable[[str], tuple[str, object]]) -> None:
-    """Add the four commands.
+    """Add the five commands.
 
     Args:
         commands: what argparse's `add_subparsers` gave.
@@ -147,6 +158,16 @@ def add_commands(commands: Any, setting: Callable[[str], tuple[str, object]]) ->
     report.add_argument("audit", metavar="FILE", type=Path, help="the audit, as .json")
     report.add_argument("--out", type=Path, metavar="FILE", help="write it as .md, .html or .json (default: print it)")
     report.add_argument("--model", type=Path, metavar="PATH", help="say whether this is the model that came out")
+
+    compress = parser("compress", "a merged model as a small difference from its base", _COMPRESS, _COMPRESS_EXAMPLES)
+    compress.set_defaults(command=_compress)
+    compress.add_argument("base", metavar="BASE", type=Path, help="the model that it was merged onto")
+    compress.add_argument("model", metavar="MODEL", type=Path, help="the merged model")
+    how = compress.add_mutually_exclusive_group(required=True)
+    how.add_argument("--energy", type=float, metavar="E", help="every layer keeps this share of its ‖M‖², 0 to 1")
+    how.add_argument("--share", type=float, metavar="S", help="all layers together keep this share of their numbers")
+    compress.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
+    compress.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the two matrices")
 
     completion = parser(
         "completion", "a script with which a shell completes what you type", "Prints a script.", _COMPLETION_EXAMPLES
@@ -318,6 +339,26 @@ def _report(options: argparse.Namespace) -> int:
         print(f"Report: {options.out}")
     elif options.model is None:
         print(audit.to_markdown(), end="")
+    return 0
+
+
+def _compress(options: argparse.Namespace) -> int:
+    import torch
+
+    from apgd_teach.merging import low_rank, open_checkpoint
+    from apgd_teach.progress import bar
+
+    if options.out.exists():
+        raise MergeError(f"'{options.out}' is there already; give a new folder.")
+    with _ended_like_ctrl_c():
+        base = open_checkpoint(options.base, "base")
+        model = open_checkpoint(options.model, "the merged model")
+        with bar(len(base.specs), "tensor", "low rank") as shown:
+            made = low_rank(base, model, energy=options.energy, share=options.share, tick=shown.update)
+        made.save(options.out, dtype=getattr(torch, options.dtype) if options.dtype else None)
+    print(made.table())
+    size = sum(path.stat().st_size for path in options.out.iterdir()) / 1e6
+    print(f"\n{options.out}: {_size(size)}, {100 * made.numbers / made.full:.1f} % of the numbers that changed.")
     return 0
 
 

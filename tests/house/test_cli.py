@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -35,8 +36,8 @@ def test_help_answers_at_once_and_loads_nothing_heavy() -> None:
     done = call("--help")
     assert time.monotonic() - start < 1.5  # 0.1 s on a machine at rest; importing PyTorch takes more than this
     assert done.returncode == 0
-    for command in ("run", "lab", "doctor", "data", "build", "check", "merge", "report", "completion"):
-        assert f"    {command}  " in done.stdout
+    for command in ("run", "lab", "doctor", "data", "build", "check", "merge", "report", "compress", "completion"):
+        assert re.search(rf"^    {command}\s", done.stdout, re.MULTILINE)
     loaded = subprocess.run(
         [sys.executable, "-c", "import sys, apgd_teach.cli; print('torch' in sys.modules, 'numpy' in sys.modules)"],
         cwd=REPOSITORY,

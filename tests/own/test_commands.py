@@ -21,7 +21,7 @@ from torch import Tensor
 
 from apgd_teach.cli import main, make_parser
 from apgd_teach.errors import MergeError
-from apgd_teach.merging import METHODS, Audit, merge
+from apgd_teach.merging import METHODS, Audit, low_rank, merge
 from apgd_teach.own import commands
 from apgd_teach.own.inputs import named
 
@@ -254,6 +254,31 @@ def test_a_report_is_read_shown_and_held_against_a_model(folder: Path, capsys: p
         assert len(said.splitlines()) == 1
 
 
+def test_compress_keeps_what_was_asked_for_and_gives_the_model_back(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["merge", "base.safetensors", *EXPERTS, "--method", "average", "--out", "merged.safetensors"])
+    capsys.readouterr()
+    assert main(["compress", "base.safetensors", "merged.safetensors", "--share", "0.4", "--out", "small"]) == 0
+    said = capsys.readouterr().out
+    assert "numbers in place of" in said
+    assert re.search(r"small: [\d.]+ kB, \d+\.\d % of the numbers that changed\.", said)
+    assert main(["merge", "base.safetensors", "small", "--method", "average", "--out", "again.safetensors"]) == 0
+    expected = low_rank(load_file("base.safetensors"), load_file("merged.safetensors"), share=0.4)
+    for name, one in expected.state_dict(load_file("base.safetensors")).items():
+        torch.testing.assert_close(load_file("again.safetensors")[name], one, atol=1e-6, rtol=1e-5)
+    capsys.readouterr()
+    for wrong, says in (
+        (["--share", "0.4", "--out", "small"], "'small' is there already"),
+        (["--energy", "1.4", "--out", "other"], "energy"),
+        (["--energy", "0.5", "--out", "nowhere/other"], "cannot be made"),
+    ):
+        assert main(["compress", "base.safetensors", "merged.safetensors", *wrong]) == 1
+        err = capsys.readouterr().err
+        assert says in err
+        assert len(err.splitlines()) == 1
+
+
 def test_experts_go_by_the_names_of_their_files_or_folders(folder: Path) -> None:
     assert list(named(EXPERTS)) == ["ada", "ben", "cleo"]
     assert named(["x=ada", "sub/dir/other.safetensors"]) == {
@@ -412,7 +437,7 @@ def test_a_merge_that_still_runs_is_left_alone(folder: Path) -> None:
 # Help and completion
 
 
-@pytest.mark.parametrize("command", ["check", "merge", "report", "completion"])
+@pytest.mark.parametrize("command", ["check", "merge", "report", "compress", "completion"])
 def test_help_has_examples_that_the_parser_takes(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([command, "--help"])
@@ -429,7 +454,7 @@ def test_help_has_examples_that_the_parser_takes(command: str, capsys: pytest.Ca
 def test_completion_knows_the_commands(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
-    for word in ("check", "merge", "report", "--dry-run", "tsv_m"):
+    for word in ("check", "merge", "report", "compress", "--dry-run", "tsv_m"):
         assert word in script
 
 
