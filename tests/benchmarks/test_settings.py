@@ -257,7 +257,7 @@ def test_what_is_called_auto_is_one_of_the_candidates(study: ModuleType) -> None
 
 def test_the_default_is_a_candidate_of_the_study_that_came_last(study: ModuleType) -> None:
     made = {name: METHODS[method](**given) for name, (method, given) in study.REACH.items()}
-    assert made["columns, reach 0.04"] == Apgd()
+    assert made[study.LAST] == Apgd()
     assert made["neither"] == Apgd(**study.BEFORE)
 
 
