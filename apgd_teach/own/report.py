@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-from html import escape
 from pathlib import Path
 
 from apgd_teach.errors import MergeError
 from apgd_teach.figures.drawing import Drawing
-from apgd_teach.figures.style import figure, look, png, styled
+from apgd_teach.figures.style import figure, look, styled
 from apgd_teach.files import write_atomically
 from apgd_teach.merging import Audit
 from apgd_teach.merging.audit import LONG_STEP
 from apgd_teach.merging.checkpoint import open_checkpoint
+from apgd_teach.own.pages import Section, html
 
-__all__ = ["ENDINGS", "check_target", "draw_parts", "draw_steps", "is_of", "page", "read", "write"]
+__all__ = ["ENDINGS", "check_target", "draw_parts", "draw_steps", "is_of", "page", "read", "sections", "write"]
 
 ENDINGS = (".json", ".md", ".html")
 """Of a report's file: what it becomes."""
@@ -157,50 +156,21 @@ def page(audit: Audit) -> str:
 
     Lesson: 09.
     """
-    sections = audit.sections()
-    parts = []
-    for head, table in sections.items():
-        drawn = {"Norms and steps": draw_steps, "Facts of every expert": draw_parts}.get(head)
-        picture = drawn(audit) if drawn else None
-        body = table._repr_html_() if table.rows else "<p>None.</p>"
-        shown = f'<div class="wide" tabindex="0" role="region" aria-label="{escape(head)}">{body}</div>'
-        parts.append(f"<section><h2>{escape(head)}</h2>{_picture(picture) if picture else ''}{shown}</section>")
-    title = f"Audit of a merge: {audit.method} of {len(audit.experts)}"
-    return _PAGE.format(title=escape(title), parts="\n".join(parts))
+    return html(f"Audit of a merge: {audit.method} of {len(audit.experts)}", sections(audit))
 
 
-def _picture(drawing: Drawing) -> str:
-    content = base64.b64encode(png(drawing.figure)).decode("ascii")
-    return f'<img alt="{escape(drawing.words)}" src="data:image/png;base64,{content}">'
+def sections(audit: Audit) -> list[Section]:
+    """The record's tables under their headings, two of them with a figure.
+
+    Lesson: 09.
+    """
+    figures = {"Norms and steps": draw_steps, "Facts of every expert": draw_parts}
+    made = []
+    for head, table in audit.sections().items():
+        drawn = figures[head](audit) if head in figures else None
+        made.append(Section(head, [table] if drawn is None else [drawn, table]))
+    return made
 
 
 def _short(name: str, most: int = 42) -> str:
     return name if len(name) <= most else f"…{name[1 - most :]}"
-
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ margin: 0 auto; max-width: 64rem; padding: 1.5rem 1rem 4rem; background: #fdfdfc; color: #1b1b1f;
-  font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }}
-h1 {{ font-size: 1.6rem; }}
-h2 {{ font-size: 1.15rem; margin: 2rem 0 0.5rem; }}
-img {{ max-width: 100%; height: auto; }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }}
-th, td {{ border-bottom: 1px solid #d9d9de; padding: 0.25rem 0.7rem 0.25rem 0; vertical-align: top; }}
-caption {{ color: #55555e; padding-bottom: 0.3rem; }}
-</style>
-</head>
-<body>
-<main>
-<h1>{title}</h1>
-{parts}
-</main>
-</body>
-</html>
-"""

@@ -42,6 +42,13 @@ def test_every_command_of_the_page_works(tmp_path: Path, monkeypatch: pytest.Mon
         assert main(arguments) == 0, line
 
 
+def test_the_program_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 1
+    exec(compile(blocks[0], str(PAGE), "exec"), {"__name__": "a program"})
+    assert "# Model card: ada and ben in one" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("change", "refused", "says"),
     [
