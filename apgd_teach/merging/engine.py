@@ -23,7 +23,7 @@ from apgd_teach.merging.preflight import Finding
 from apgd_teach.merging.statedict import as_written, norm, wide
 from apgd_teach.merging.threshold import thresholds
 
-__all__ = ["Inputs", "passes", "run"]
+__all__ = ["Inputs", "Made", "Plans", "Spread", "one_layer", "passes", "run"]
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,39 @@ class Inputs:
         return tensor if self.device is None else tensor.to(self.device)
 
 
+Made = list[tuple[Tensor, TensorRow]]
+"""What comes of one piece of work: a tensor, or a weight and its bias, each with its row of the audit."""
+
+
+@dataclass(frozen=True)
+class Plans:
+    """What is decided before the first tensor is merged.
+
+    Attributes:
+        method: how.
+        decisions: by tensor.
+        columns: by weight, the bias that is merged with it.
+        thresholds: of a trim, shape (task,); None without one.
+    """
+
+    method: Method
+    decisions: Mapping[str, Decision]
+    columns: Mapping[str, str]
+    thresholds: Tensor | None
+
+
+Spread = Callable[[Inputs, Plans, list[str], Callable[[Made], None]], None]
+"""Computes `one_layer` for each of the names, somewhere, and hands what comes back to a function, one at a time."""
+
+
+def one_layer(key: str, inputs: Inputs, plans: Plans) -> Made:
+    """Merge one tensor, with its bias where the two go together; layers need nothing of each other."""
+    with as_written():
+        if key in plans.columns:
+            return _merge_pair(key, plans.columns[key], inputs, plans.method, plans.decisions[key], plans.thresholds)
+        return [_merge_tensor(key, inputs, plans.method, plans.decisions[key], plans.thresholds)]
+
+
 def passes(inputs: Inputs, method: Method) -> int:
     """How many ticks `run` will make: one per tensor and pass, and one per input that is hashed at the end."""
     decisions = inputs.decisions(method)
@@ -114,6 +147,7 @@ def run(
     sink: Callable[[str, Tensor], None],
     *,
     workers: int = 1,
+    spread: Spread | None = None,
     tick: Callable[[], object] = int,
     findings: Callable[[], tuple[Finding, ...]] = tuple,
 ) -> Audit:
@@ -124,6 +158,7 @@ def run(
         method: how.
         sink: takes a tensor's name and value; called from one thread at a time, not in order.
         workers: tensors in work at once.
+        spread: who computes the layers; None: this process, with its workers.
         tick: called after each tensor of each pass.
         findings: asked for the warnings at the end, when all values have been seen.
 
@@ -138,19 +173,14 @@ def run(
     columns = inputs.columns(method, decisions)
     work = [name for name in decisions if name not in tied and name not in columns.values()]
     at = _first_pass(inputs, method, [name for name in work if decisions[name].action == "merge"], tick)
+    plans = Plans(method, decisions, columns, at)
     rows: dict[str, TensorRow] = {}
-
-    def one(key: str) -> list[tuple[Tensor, TensorRow]]:
-        with as_written():
-            if key in columns:
-                return _merge_pair(key, columns[key], inputs, method, decisions[key], at)
-            return [_merge_tensor(key, inputs, method, decisions[key], at)]
 
     followers: dict[str, list[str]] = {}
     for name, first in tied.items():
         followers.setdefault(first, []).append(name)
 
-    def finish(made: list[tuple[Tensor, TensorRow]]) -> None:
+    def finish(made: Made) -> None:
         for tensor, row in made:
             for name in (row.name, *followers.get(row.name, ())):
                 first = name == row.name
@@ -159,11 +189,13 @@ def run(
                 rows[name] = row if first else dataclasses.replace(row, name=name, reason=f"tied to '{row.name}'")
                 tick()
 
-    if workers == 1:
+    if spread is not None:
+        spread(inputs, plans, work, finish)
+    elif workers == 1:
         for key in work:
-            finish(one(key))
+            finish(one_layer(key, inputs, plans))
     else:
-        _in_threads(work, one, finish, workers)
+        _in_threads(work, lambda key: one_layer(key, inputs, plans), finish, workers)
     digests: dict[str, str] = {}
     for name, source in (("base", inputs.base), *((name, inputs.experts[name]) for name in inputs.names)):
         digests[name] = source.digest()
@@ -180,15 +212,10 @@ def run(
     )
 
 
-def _in_threads(
-    work: list[str],
-    one: Callable[[str], list[tuple[Tensor, TensorRow]]],
-    finish: Callable[[list[tuple[Tensor, TensorRow]]], None],
-    workers: int,
-) -> None:
+def _in_threads(work: list[str], one: Callable[[str], Made], finish: Callable[[Made], None], workers: int) -> None:
     """As many tensors at once as there are workers, and no more waiting to be written: memory is bounded by that."""
     with ThreadPoolExecutor(workers) as threads:
-        running: set[Future[list[tuple[Tensor, TensorRow]]]] = set()
+        running: set[Future[Made]] = set()
         left = list(reversed(work))
         try:
             while left or running:
@@ -273,9 +300,7 @@ def _merge_tensor(
     return result, TensorRow(key, decision.action, decision.reason, shape, size, mean, moved, facts)
 
 
-def _merge_pair(
-    key: str, column: str, inputs: Inputs, method: Method, decision: Decision, at: Tensor | None
-) -> list[tuple[Tensor, TensorRow]]:
+def _merge_pair(key: str, column: str, inputs: Inputs, method: Method, decision: Decision, at: Tensor | None) -> Made:
     """A weight and its bias as one matrix: the bias is the weight of an input that is always 1."""
     names = (key, column)
     bases, given = [], []

@@ -242,6 +242,25 @@ class Values:
         if self.strict:
             _report(found).raise_errors()
 
+    def absorb(self, other: Values) -> None:
+        """Take into account what another one saw of other tensors of the same networks, in another process.
+
+        Args:
+            other: of the same names; it may come from a pickle.
+        """
+        with self._lock:
+            self._inner += other._inner
+            self._same &= other._same
+            self._same_integers &= other._same_integers
+            self._square += other._square
+            self._rounding = [one + two for one, two in zip(self._rounding, other._rounding, strict=True)]
+            self._found += other._found
+            self._unseen |= other._unseen
+
+    def __getstate__(self) -> dict[str, object]:
+        """All but the lock, which no pickle can hold, and the headers, which the other side has."""
+        return {**self.__dict__, "_lock": None, "_headers": None}
+
     def findings(self) -> tuple[Finding, ...]:
         """Everything found so far, errors first."""
         with self._lock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -13,8 +13,8 @@ from apgd_teach.devices import pick_device
 from apgd_teach.errors import MergeError
 from apgd_teach.merging.adapters import Adapted, is_adapter, open_expert
 from apgd_teach.merging.audit import Audit
-from apgd_teach.merging.checkpoint import InFiles, open_checkpoint
-from apgd_teach.merging.engine import Inputs, passes, run
+from apgd_teach.merging.checkpoint import InFiles, Spec, open_checkpoint
+from apgd_teach.merging.engine import Inputs, Spread, passes, run
 from apgd_teach.merging.method import Method
 from apgd_teach.merging.output import Target, Writer, contents_of, target_of
 from apgd_teach.merging.policy import Decision
@@ -22,7 +22,26 @@ from apgd_teach.merging.preflight import Preflight, Values, preflight_headers
 from apgd_teach.merging.registry import pick
 from apgd_teach.progress import bar
 
-__all__ = ["Plan", "merge_files", "plan_files", "preflight_files"]
+__all__ = ["Engine", "Plan", "Remote", "merge_files", "plan_files", "preflight_files"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Remote:
+    """What the check of values needs where layers are computed elsewhere.
+
+    Attributes:
+        headers: of "base" and of every expert, by name.
+        derived: experts whose tensors are made from the base's.
+        absorb: takes what was seen there.
+    """
+
+    headers: Mapping[str, Mapping[str, Spec]]
+    derived: frozenset[str]
+    absorb: Callable[[Values], None]
+
+
+Engine = Callable[[Remote], Spread]
+"""Makes, for one merge, who computes its layers."""
 
 _PRECISIONS = ("float32", "bfloat16", "float16", "float64")
 
@@ -37,6 +56,7 @@ def merge_files(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     workers: int | None = None,
+    engine: Engine | None = None,
     progress: bool = True,
     **settings: object,
 ) -> Audit:
@@ -68,6 +88,7 @@ def merge_files(
         device: where to compute, "auto", "cpu", "cuda", "mps"; None: on the CPU.
         workers: layers in work at once, each with its own memory; None: one. PyTorch's own threads work within a
             layer; more workers help where a method waits for what PyTorch does with one thread.
+        engine: who computes the layers, where it is not this process: `dask_engine.OverDask`.
         progress: whether to show a bar, one tick per tensor and pass.
         settings: the method's settings, when it is named.
 
@@ -106,6 +127,7 @@ def merge_files(
             chosen,
             writer.write,
             workers=threads,
+            spread=None if engine is None else engine(Remote(stored, derived, values.absorb)),
             tick=shown.update,
             findings=lambda: (*report.warnings, *values.findings()),
         )

@@ -18,6 +18,7 @@ from apgd_teach.errors import MergeError
 
 if TYPE_CHECKING:
     from apgd_teach.merging import Plan
+    from apgd_teach.merging.dask_engine import OverDask
 
 __all__ = ["METHODS", "add_commands"]
 
@@ -149,6 +150,12 @@ def add_commands(commands: Any, setting: Callable[[str], tuple[str, object]]) ->
         help="of the floats that are written (default: as BASE has them)",
     )
     merge.add_argument("--workers", type=int, metavar="N", help="layers in work at once (default: 1)")
+    merge.add_argument(
+        "--engine", choices=("local", "dask"), default="local", help="who computes the layers (default: this process)"
+    )
+    merge.add_argument(
+        "--scheduler", metavar="ADDRESS", help="of a Dask cluster, tcp://…; without it two processes here are one"
+    )
     merge.add_argument("--dry-run", action="store_true", help="look at everything, compute and write nothing")
 
     report = parser(
@@ -264,6 +271,8 @@ def _merge(options: argparse.Namespace) -> int:
         check_target(path)
         if path.absolute() == options.out.absolute():
             raise MergeError(f"'{path}' cannot be the model and its report; give two names.")
+    if options.scheduler and options.engine != "dask":
+        raise MergeError("--scheduler is for --engine dask; give both, or none.")
     settings: dict[str, Any] = dict(options.set)
     if reserved := {"policy", "dtype", "device", "workers", "progress", "out", "method", "base", "experts"} & set(
         settings
@@ -279,16 +288,18 @@ def _merge(options: argparse.Namespace) -> int:
             plan.preflight.raise_errors("`apgd-teach check` with the same files")
         except MergeError as error:
             raise MergeError(_for_a_shell(str(error))) from None
-        audit = merge_files(
-            given.base,
-            given.experts,
-            options.out,
-            options.method,
-            device=options.device,
-            workers=options.workers,
-            **common,
-            **settings,
-        )
+        with _engine(options) as engine:
+            audit = merge_files(
+                given.base,
+                given.experts,
+                options.out,
+                options.method,
+                device=options.device,
+                workers=options.workers,
+                engine=engine,
+                **common,
+                **settings,
+            )
         audit = given.as_given(audit)
     for path in options.report:
         write(audit, path)
@@ -305,6 +316,17 @@ def _merge(options: argparse.Namespace) -> int:
     if not options.report:
         print("No record was kept; --report audit.json keeps one.")
     return 0
+
+
+@contextmanager
+def _engine(options: argparse.Namespace) -> Iterator[OverDask | None]:
+    if options.engine == "local":
+        yield None
+        return
+    from apgd_teach.merging.dask_engine import OverDask
+
+    with OverDask(options.scheduler) as engine:
+        yield engine
 
 
 @contextmanager

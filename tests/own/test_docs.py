@@ -35,7 +35,7 @@ def test_every_command_of_the_page_works(tmp_path: Path, monkeypatch: pytest.Mon
         save_file(near, f"{name}.safetensors")
     save_file({**base, "a.weight": base["a.weight"] + 0.1, "head.weight": torch.zeros(7, 24)}, "wider_head.safetensors")
     typed = commands()
-    assert len(typed) == 8
+    assert len(typed) == 9
     for line in typed:
         program, *arguments = shlex.split(line)
         assert program == "apgd-teach"
