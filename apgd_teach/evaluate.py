@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from apgd_teach.data import Split
@@ -20,7 +20,7 @@ from apgd_teach.machine import in_blocks, room
 from apgd_teach.merging import Merged, StateDict
 from apgd_teach.tables import Table
 
-__all__ = ["Comparison", "Difference", "Evaluator", "Score", "Scores", "compare", "paired", "student"]
+__all__ = ["Comparison", "Difference", "Evaluator", "Score", "Scores", "compare", "fitted", "paired", "student"]
 
 _STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 """Student's t from two to ten numbers, as it stands in the tables."""
@@ -109,15 +109,7 @@ class Evaluator:
         Raises:
             ApgdTeachError: it is of another network.
         """
-        own = self.encoder.state_dict()
-        # What a state dict lacks, `functional_call` would take from the base in silence.
-        for key in [*own, *state]:
-            if key not in own or key not in state or own[key].shape != state[key].shape:
-                raise ApgdTeachError(
-                    f"this state dict is not one of the network '{self.pool.network}': '{key}' "
-                    f"{_shape(own, key)} there and {_shape(state, key)} here."
-                )
-        return {key: state[key].to(tensor) for key, tensor in own.items()}
+        return fitted(self.encoder, state, self.pool.network)
 
     @torch.no_grad()
     def logits(self, state: StateDict, task: str) -> Tensor:
@@ -147,6 +139,28 @@ class Evaluator:
     def experts(self) -> Scores:
         """Every expert on its own task."""
         return {task: self.score(self.pool.experts[task], task) for task in self.pool.tasks}
+
+
+def fitted(encoder: nn.Module, state: StateDict, network: str) -> dict[str, Tensor]:
+    """A state dict of any precision, on an encoder's device and in its precision.
+
+    Args:
+        encoder: whose.
+        state: to be computed with in its place.
+        network: the encoder's name, for the sentence.
+
+    Raises:
+        ApgdTeachError: it is of another network.
+    """
+    own = encoder.state_dict()
+    # What a state dict lacks, `functional_call` would take from the base in silence.
+    for key in [*own, *state]:
+        if key not in own or key not in state or own[key].shape != state[key].shape:
+            raise ApgdTeachError(
+                f"this state dict is not one of the network '{network}': '{key}' "
+                f"{_shape(own, key)} there and {_shape(state, key)} here."
+            )
+    return {key: state[key].to(tensor) for key, tensor in own.items()}
 
 
 def _shape(state: StateDict, key: str) -> str:

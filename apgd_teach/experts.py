@@ -126,7 +126,7 @@ def make_pool(
     and the pool is made all the same.
 
     Args:
-        network: "convnet" or "mlp"; for colour pictures "colour-convnet", "colour-resnet" or "colour-vit".
+        network: "convnet", "mlp", "small-convnet"; for colour pictures "colour-convnet", "colour-resnet", "colour-vit".
         regime: "mild" or "hot" fine-tuning, or a `Recipe` (then `optimizer` and `expert_steps` are not looked at).
         optimizer: "sgd" or "adamw", for the experts.
         tasks: their names, or variants of your own; by default all that the source has.

@@ -22,6 +22,7 @@ __all__ = [
     "ColourViT",
     "ConvNet",
     "Network",
+    "SmallConvNet",
     "count_parameters",
     "make_encoder",
     "network",
@@ -78,6 +79,32 @@ class MLP(nn.Module):
         for layer in (self.layer1, self.layer2, self.layer3):
             x = self.act(layer(x))
         return x
+
+
+class SmallConvNet(nn.Module):
+    """The course's convolutional network at a quarter of its width: a student for what the others know.
+
+    conv 5×5/2 → 12, 3×3/2 → 24, 3×3/2 → 48, linear → `features`: 87,168 parameters.
+
+    Lesson: 09.
+    """
+
+    features = 96
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 12, 5, stride=2, padding=2)
+        self.conv2 = nn.Conv2d(12, 24, 3, stride=2, padding=1)
+        self.conv3 = nn.Conv2d(24, 48, 3, stride=2, padding=1)
+        self.linear = nn.Linear(48 * 4 * 4, self.features)
+        self.act = nn.GELU()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (image, feature) of images (image, channel=1, row=28, column=28) in [0, 1]."""
+        x = images - 0.5
+        for conv in (self.conv1, self.conv2, self.conv3):
+            x = self.act(conv(x))
+        return self.act(self.linear(x.flatten(1)))
 
 
 class ColourConvNet(nn.Module):
@@ -174,6 +201,7 @@ _GREY, _COLOUR = (1, 28, 28), (3, 32, 32)
 ENCODERS: dict[str, Network] = {
     "convnet": Network(ConvNet, ConvNet.features, _GREY),
     "mlp": Network(MLP, MLP.features, _GREY),
+    "small-convnet": Network(SmallConvNet, SmallConvNet.features, _GREY),
     "colour-convnet": Network(ColourConvNet, ColourConvNet.features, _COLOUR),
     "colour-resnet": Network(ColourResNet, ColourResNet.features, _COLOUR),
     "colour-vit": Network(ColourViT, ColourViT.features, _COLOUR),

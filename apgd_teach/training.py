@@ -27,6 +27,7 @@ __all__ = [
     "Recipe",
     "Tell",
     "Trained",
+    "distil",
     "fine_tune",
     "fit_head",
     "recipe",
@@ -310,6 +311,68 @@ def train_jointly(
         _descend("the joint network", list(encoder.parameters()), draw, loss, how, tell)
     accuracies = [_accuracy(encoder, heads[name], task, device) for name, task in tasks.items()]
     return Trained(encoder.state_dict(), sum(accuracies) / len(accuracies))
+
+
+def distil(
+    student: nn.Module,
+    heads: Mapping[str, nn.Linear],
+    teach: Callable[[str, Tensor], Tensor],
+    pictures: Mapping[str, Tensor],
+    how: Recipe,
+    seed: int,
+    device: torch.device,
+    tell: Tell,
+    *,
+    temperature: float = 2.0,
+    way: Way = PLAIN,
+) -> dict[str, Tensor]:
+    """A student that answers as its teachers do: its encoder and heads, which are changed, trained without any label.
+
+    Every batch holds equally many pictures of each task. The loss is the divergence of the student's answers from the
+    teacher's, both softened by a temperature, times its square.
+
+    Args:
+        student: an encoder.
+        heads: by task, linear heads on its features.
+        teach: a task and pictures to the teacher's logits, shape (image, class).
+        pictures: by task, shape (image, channel, row, column).
+        how: the recipe; its batch is divided among the tasks.
+        seed: of the order of the pictures.
+        device: where to compute.
+        tell: told of every step.
+        temperature: above 1 softens the answers.
+
+    Returns:
+        The encoder's weights.
+
+    Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531. Lesson: 09.
+    """
+    sets = {name: images.to(device) for name, images in pictures.items()}
+    names, share = list(sets), max(1, how.batch_size // len(sets))
+    owners = torch.arange(len(names), device=device).repeat_interleave(share)
+    forward = way.ready(student.train())
+    learned = [*student.parameters(), *(one for head in heads.values() for one in head.parameters())]
+    with _seeded(seed):
+
+        def draw() -> Batch:
+            picked = {name: torch.randint(len(images), (share,)).to(device) for name, images in sets.items()}
+            batch = torch.cat([sets[name][some] for name, some in picked.items()])
+            return batch, owners
+
+        def loss(images: Tensor, whose: Tensor) -> Tensor:
+            # A part of a batch may end within a task.
+            there, counts = whose.unique_consecutive(return_counts=True)
+            parts = images.split(counts.tolist())
+            losses = []
+            for one, part, features in zip(there.tolist(), parts, forward(images).split(counts.tolist()), strict=True):
+                with torch.no_grad():
+                    wanted = F.softmax(teach(names[one], part) / temperature, dim=1)
+                said = F.log_softmax(heads[names[one]](features) / temperature, dim=1)
+                losses.append(F.kl_div(said, wanted, reduction="sum") * temperature**2 / len(images))
+            return torch.stack(losses).sum()
+
+        _descend("the student", learned, draw, loss, how, tell)
+    return student.state_dict()
 
 
 def _descend(

@@ -13,8 +13,8 @@ from apgd_teach.models import ENCODERS, count_parameters, make_encoder
 COLOUR = ["colour-convnet", "colour-resnet", "colour-vit"]
 
 
-def test_there_are_two_grey_encoders_and_three_in_colour() -> None:
-    assert list(ENCODERS) == ["convnet", "mlp", *COLOUR]
+def test_there_are_three_grey_encoders_and_three_in_colour() -> None:
+    assert list(ENCODERS) == ["convnet", "mlp", "small-convnet", *COLOUR]
     assert [name for name, kind in ENCODERS.items() if kind.shape == (3, 32, 32)] == COLOUR
 
 
@@ -43,6 +43,9 @@ def by_hand(name: str) -> int:
     if name == "convnet":
         kernels = 48 * 1 * 25 + 96 * 48 * 9 + 192 * 96 * 9
         return kernels + 48 + 96 + 192 + (192 * 4 * 4) * 384 + 384
+    if name == "small-convnet":
+        kernels = 12 * 1 * 25 + 24 * 12 * 9 + 48 * 24 * 9
+        return kernels + 12 + 24 + 48 + (48 * 4 * 4) * 96 + 96
     if name == "colour-convnet":
         # No biases: each convolution has a scale and a shift per channel behind it.
         kernels = 48 * 3 * 25 + 96 * 48 * 9 + 192 * 96 * 9
@@ -122,5 +125,6 @@ def test_an_unknown_network_gets_its_sentence() -> None:
     with pytest.raises(ApgdTeachError) as caught:
         make_encoder("resnet", 0)
     assert str(caught.value) == (
-        "there is no network 'resnet'; use one of: convnet, mlp, colour-convnet, colour-resnet, colour-vit."
+        "there is no network 'resnet'; use one of: convnet, mlp, small-convnet, colour-convnet, colour-resnet, "
+        "colour-vit."
     )
