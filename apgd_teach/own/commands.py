@@ -11,14 +11,19 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apgd_teach.errors import MergeError
+from apgd_teach.errors import ApgdTeachError, MergeError
 
 if TYPE_CHECKING:
-    from apgd_teach.merging import Plan
+    from apgd_teach.merging import Audit, Plan
     from apgd_teach.merging.dask_engine import OverDask
+    from apgd_teach.own.brought import About
+    from apgd_teach.own.card import Card
+    from apgd_teach.own.inputs import Given
+    from apgd_teach.own.judging import Evaluate, Judged
 
 __all__ = ["METHODS", "add_commands"]
 
@@ -64,6 +69,7 @@ examples:
   apgd-teach merge llama/ llama-law/ llama-code/ --method tsv_m --dtype bfloat16 --out merged/ --report card.html
   apgd-teach merge base.pt ada.pt ben.pt --method apgd --set protect=auto --set flatten=0.5 --out merged.safetensors
   apgd-teach merge base.safetensors ada.safetensors --policy 'head.*=keep' --out merged.safetensors --dry-run
+  apgd-teach merge base/ ada/ ben/ --out merged/ --evaluate my_eval.py --card card.html --about about.json
 """
 
 _REPORT_EXAMPLES = """
@@ -143,6 +149,13 @@ def add_commands(commands: Any, setting: Callable[[str], tuple[str, object]]) ->
     merge.add_argument(
         "--report", type=Path, action="append", default=[], metavar="FILE", help="the audit, as .json, .md or .html"
     )
+    merge.add_argument(
+        "--evaluate",
+        metavar="FILE.py[:FUNCTION]",
+        help="your function evaluate(state_dict, task): what is lost per task and class is printed, and is in the card",
+    )
+    merge.add_argument("--card", type=Path, metavar="FILE", help="a model card, as .md or .html")
+    merge.add_argument("--about", type=Path, metavar="FILE", help="what the card cannot know, as .json (docs/own.md)")
     merge.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="cpu", help="default: cpu")
     merge.add_argument(
         "--dtype",
@@ -271,6 +284,7 @@ def _merge(options: argparse.Namespace) -> int:
         check_target(path)
         if path.absolute() == options.out.absolute():
             raise MergeError(f"'{path}' cannot be the model and its report; give two names.")
+    brought = _brought(options)
     if options.scheduler and options.engine != "dask":
         raise MergeError("--scheduler is for --engine dask; give both, or none.")
     settings: dict[str, Any] = dict(options.set)
@@ -301,8 +315,9 @@ def _merge(options: argparse.Namespace) -> int:
                 **settings,
             )
         audit = given.as_given(audit)
-    for path in options.report:
-        write(audit, path)
+        for path in options.report:
+            write(audit, path)
+        judged = _judged(options, given, brought.evaluate)
     for finding in audit.findings:
         _tell(f"Warning: {finding}")
     assert audit.output is not None
@@ -313,9 +328,76 @@ def _merge(options: argparse.Namespace) -> int:
     print(f"SHA-256: {audit.output.sha256}")
     for path in options.report:
         print(f"Report: {path}")
-    if not options.report:
+    if judged is not None:
+        print(f"\n{judged.table(_MERGED)}")
+    if options.card is not None:
+        _card(audit, judged, brought.about).save(options.card)
+        print(f"Card: {options.card}")
+    if not options.report and options.card is None:
         print("No record was kept; --report audit.json keeps one.")
     return 0
+
+
+_MERGED = "merged"
+"""What the merged model is called beside its base and experts."""
+
+
+@dataclass(frozen=True)
+class _Brought:
+    """What a person gave beside models; looked at before anything is computed."""
+
+    evaluate: Evaluate | None
+    about: About
+
+
+def _brought(options: argparse.Namespace) -> _Brought:
+    from apgd_teach.own.brought import About, about, evaluation
+
+    if options.about is not None and options.card is None:
+        raise MergeError("--about is for a card; give --card FILE too.")
+    if options.card is not None:
+        if options.card.suffix.lower() not in (".md", ".html"):
+            raise MergeError(f"a card goes into a file that ends in .md or .html, and not into '{options.card}'.")
+        if not options.card.parent.is_dir():
+            raise MergeError(f"there is no folder '{options.card.parent}' for the card; make it first.")
+    said = About() if options.about is None else about(options.about)
+    return _Brought(None if options.evaluate is None else evaluation(options.evaluate), said)
+
+
+def _judged(options: argparse.Namespace, given: Given, evaluate: Evaluate | None) -> Judged | None:
+    """Every network on every task, each loaded when its turn comes."""
+    if evaluate is None:
+        return None
+    from apgd_teach.own.brought import OnDisk
+    from apgd_teach.own.judging import judge
+
+    base = OnDisk(given.base, {"base": given.base})["base"]
+    experts, merged = OnDisk(given.base, given.experts), OnDisk(given.base, {_MERGED: options.out})
+    try:
+        return judge(base, experts, merged, evaluate)
+    except ApgdTeachError as error:
+        raise MergeError(f"'{options.out}' is written, and was not judged: {error}") from None
+    except Exception as error:  # whatever a function of the reader's own may raise
+        raise MergeError(
+            f"'{options.out}' is written, and was not judged: '{options.evaluate}' raised {type(error).__name__} "
+            f"({error}); mend it, and judge the model in Python (docs/own.md)."
+        ) from None
+
+
+def _card(audit: Audit, judged: Judged | None, said: About) -> Card:
+    from apgd_teach.own.card import Card
+
+    return Card(
+        said.title,
+        audit,
+        purpose=said.purpose,
+        limits=said.limits,
+        sources=said.sources,
+        judged=judged,
+        label=_MERGED,
+        classes=said.classes,
+        examples=said.examples,
+    )
 
 
 @contextmanager

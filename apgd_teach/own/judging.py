@@ -245,8 +245,8 @@ def judge(
             return verdict
 
         own = {task: ask(state, task) for task, state in experts.items()}
-        start = {task: ask(base, task) for task in experts}
-        merged = {label: {task: ask(state, task) for task in experts} for label, state in networks.items()}
+        start = {task: ask(base, task) for task in own}
+        merged = {label: {task: ask(state, task) for task in own} for label, state in networks.items()}
     for label, verdicts in (("the base", start), *merged.items()):
         for task, one in verdicts.items():
             theirs, ours = one.labels, own[task].labels

@@ -130,6 +130,80 @@ def test_a_dry_run_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[st
     assert sorted(folder.rglob("*")) == before
 
 
+EVALUATION = """
+import torch
+
+inputs = torch.randn(60, 16, generator=torch.Generator().manual_seed(0))
+
+
+def evaluate(state, task):
+    answers = (inputs @ state["a.weight"].T + state["a.bias"]).argmax(dim=1)
+    return answers % 3, torch.arange(60) % 3
+
+
+nothing = 3
+"""
+
+
+def test_an_evaluation_that_is_brought_is_asked_and_stands_in_the_card(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("my_eval.py").write_text(EVALUATION)
+    about = {
+        "title": "Three in one",
+        "purpose": "a test",
+        "classes": {"ada": ["red", "green", "blue"]},
+        "sources": {"ada": {"data": "two weeks of calls", "licence": "internal"}},
+    }
+    Path("about.json").write_text(json.dumps(about))
+    given = ["merge", "base.safetensors", *EXPERTS, "--out", "merged.safetensors", "--evaluate", "my_eval.py"]
+    assert main([*given, "--card", "card.md", "--about", "about.json"]) == 0
+    said = capsys.readouterr().out
+    assert "merged: what is lost against each task's own expert" in said
+    card = Path("card.md").read_text()
+    assert card.startswith("# Model card: Three in one\n")
+    assert "two weeks of calls" in card
+    assert "| ada | red | 20 |" in card
+    before = sorted(folder.rglob("*"))
+    for wrong, says in (
+        (["--evaluate", "nothing.py"], "there is no file 'nothing.py' with an evaluation"),
+        (["--evaluate", "my_eval.py:score"], "'my_eval.py' has no function 'score'"),
+        (["--evaluate", "my_eval.py:nothing"], "'my_eval.py' has no function 'nothing'"),
+        (["--evaluate", "about.json"], "'about.json' has no function 'evaluate'"),
+        (["--card", "card.pdf"], "a card goes into a file that ends in .md or .html"),
+        (["--card", "nowhere/card.md"], "there is no folder 'nowhere' for the card"),
+        (["--about", "about.json"], "--about is for a card"),
+        (["--card", "card.md", "--about", "base.safetensors"], "'base.safetensors' is no JSON"),
+        (["--card", "card.md", "--about", "missing.json"], "'missing.json' cannot be read"),
+    ):
+        assert main([*given[:-2], "--out", "other.safetensors", *wrong]) == 1, wrong
+        err = capsys.readouterr().err
+        assert says in err, err
+        assert len(err.splitlines()) == 1
+    Path("fails.py").write_text("def evaluate(state, task):\n    return state['nothing']\n")
+    Path("odd.py").write_text("def evaluate(state, task):\n    return 'good'\n")
+    for script, says in (("fails.py", "raised KeyError ('nothing')"), ("odd.py", "returned a str for 'ada'")):
+        assert main([*given[:-1], script, "--report", "audit.json"]) == 1
+        err = capsys.readouterr().err
+        assert "'merged.safetensors' is written, and was not judged" in err
+        assert says in err
+        assert "Traceback" not in err
+        assert Audit.from_json(Path("audit.json").read_text()).output is not None
+        for left in (script, "audit.json"):
+            Path(left).unlink()
+    for content, says in (
+        ({"titel": "x"}, "holds 'titel', and a card knows"),
+        ({"title": 3}, "has 'title', which is no text"),
+        ({"classes": {"ada": "red"}}, "'classes', which are no lists of names"),
+        ({"sources": {"ada": {"from": "x"}}}, "'sources', of which each holds texts"),
+        ([1], "holds 'list'"),
+    ):
+        Path("about.json").write_text(json.dumps(content))
+        assert main([*given, "--card", "card.md", "--about", "about.json"]) == 1
+        assert says in capsys.readouterr().err
+    assert sorted(folder.rglob("*")) == before
+
+
 # What is refused
 
 

@@ -34,8 +34,10 @@ def test_every_command_of_the_page_works(tmp_path: Path, monkeypatch: pytest.Mon
         near = {key: one + 0.1 * torch.randn(one.shape, generator=draw) for key, one in base.items()}
         save_file(near, f"{name}.safetensors")
     save_file({**base, "a.weight": base["a.weight"] + 0.1, "head.weight": torch.zeros(7, 24)}, "wider_head.safetensors")
+    Path("about.json").write_text('{"title": "ada and ben", "sources": {"ada": {"data": "made up"}}}')
+    Path("my_eval.py").write_text("def evaluate(state, task):\n    return 50.0\n")
     typed = commands()
-    assert len(typed) == 9
+    assert len(typed) == 10
     for line in typed:
         program, *arguments = shlex.split(line)
         assert program == "apgd-teach"
