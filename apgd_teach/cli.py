@@ -16,7 +16,7 @@ from pathlib import Path
 
 from apgd_teach import __version__
 from apgd_teach.errors import ApgdTeachError
-from apgd_teach.own.commands import add_commands
+from apgd_teach.own.options import add_commands
 
 __all__ = ["main", "make_parser"]
 

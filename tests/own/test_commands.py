@@ -22,7 +22,7 @@ from torch import Tensor
 from apgd_teach.cli import main, make_parser
 from apgd_teach.errors import MergeError
 from apgd_teach.merging import METHODS, Audit, low_rank, merge
-from apgd_teach.own import commands
+from apgd_teach.own import options
 from apgd_teach.own.inputs import named
 
 State = dict[str, Tensor]
@@ -53,7 +53,7 @@ EXPERTS = ("ada", "ben", "cleo/model.safetensors")
 
 
 def test_the_names_of_the_methods_are_those_of_the_registry() -> None:
-    assert sorted(commands.METHODS) == sorted(METHODS)
+    assert sorted(options.METHODS) == sorted(METHODS)
 
 
 def test_check_says_what_would_happen(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,6 +121,8 @@ def test_a_dry_run_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[st
         (["--report", "audit.pdf"], "a report goes into a file that ends in .json, .md, .html"),
         (["--report", "nowhere/audit.json"], "there is no folder 'nowhere' for the report"),
         (["--set", "policy=1"], "'policy' is no setting of a method"),
+        (["--set", "engine=1"], "'engine' is no setting of a method"),
+        (["--scheduler", "tcp://x"], "--scheduler is for --engine dask"),
         (["--out", "base.safetensors"], "is one of the inputs, which are never changed"),
     ):
         assert main([*given, *wrong]) == 1
@@ -197,6 +199,7 @@ def test_an_evaluation_that_is_brought_is_asked_and_stands_in_the_card(
         ({"classes": {"ada": "red"}}, "'classes', which are no lists of names"),
         ({"sources": {"ada": {"from": "x"}}}, "'sources', of which each holds texts"),
         ([1], "holds 'list'"),
+        ({"sources": {"dora": {"data": "x"}}}, "speaks of 'dora', which is no input; there are: base, ada, ben, cleo"),
     ):
         Path("about.json").write_text(json.dumps(content))
         assert main([*given, "--card", "card.md", "--about", "about.json"]) == 1
@@ -520,8 +523,7 @@ def test_help_has_examples_that_the_parser_takes(command: str, capsys: pytest.Ca
     assert len(examples) >= 2
     for line in examples:
         words = shlex.split(line.partition("   ")[0].partition(" > ")[0])
-        options = make_parser().parse_args(words[1:])
-        assert options.command is not None
+        assert make_parser().parse_args(words[1:]).command is not None
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
