@@ -112,15 +112,21 @@ class Evaluator:
         return fitted(self.encoder, state, self.pool.network)
 
     @torch.no_grad()
-    def logits(self, state: StateDict, task: str) -> Tensor:
+    def logits(self, state: StateDict, task: str, images: Tensor | None = None) -> Tensor:
         """What a network gives each image under that task's own head, shape (image, class).
+
+        Args:
+            state: an encoder's, of any precision.
+            task: whose head.
+            images: others than the task's own, on the pool's device.
 
         Raises:
             ApgdTeachError: the pool has no such task, or the state dict is of another network.
         """
-        (images, _), there = self.looked_at(task), self.loaded(state)
+        (own, _), there = self.looked_at(task), self.loaded(state)
         head = self._heads[task]
-        return in_blocks(lambda block: head(functional_call(self.encoder, there, (block,))), images)
+        shown = own if images is None else images
+        return in_blocks(lambda block: head(functional_call(self.encoder, there, (block,))), shown)
 
     def score(self, state: StateDict, task: str) -> Score:
         """One network (an encoder's state dict, of any precision) on one task, under that task's own head.

@@ -39,13 +39,15 @@ class ConvNet(nn.Module):
     """
 
     features = 384
+    channels = (48, 96, 192)
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 48, 5, stride=2, padding=2)
-        self.conv2 = nn.Conv2d(48, 96, 3, stride=2, padding=1)
-        self.conv3 = nn.Conv2d(96, 192, 3, stride=2, padding=1)
-        self.linear = nn.Linear(192 * 4 * 4, self.features)
+        first, second, third = self.channels
+        self.conv1 = nn.Conv2d(1, first, 5, stride=2, padding=2)
+        self.conv2 = nn.Conv2d(first, second, 3, stride=2, padding=1)
+        self.conv3 = nn.Conv2d(second, third, 3, stride=2, padding=1)
+        self.linear = nn.Linear(third * 4 * 4, self.features)
         self.act = nn.GELU()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -81,7 +83,7 @@ class MLP(nn.Module):
         return x
 
 
-class SmallConvNet(nn.Module):
+class SmallConvNet(ConvNet):
     """The course's convolutional network at a quarter of its width: a student for what the others know.
 
     conv 5×5/2 → 12, 3×3/2 → 24, 3×3/2 → 48, linear → `features`: 87,168 parameters.
@@ -90,21 +92,7 @@ class SmallConvNet(nn.Module):
     """
 
     features = 96
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, 12, 5, stride=2, padding=2)
-        self.conv2 = nn.Conv2d(12, 24, 3, stride=2, padding=1)
-        self.conv3 = nn.Conv2d(24, 48, 3, stride=2, padding=1)
-        self.linear = nn.Linear(48 * 4 * 4, self.features)
-        self.act = nn.GELU()
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Features (image, feature) of images (image, channel=1, row=28, column=28) in [0, 1]."""
-        x = images - 0.5
-        for conv in (self.conv1, self.conv2, self.conv3):
-            x = self.act(conv(x))
-        return self.act(self.linear(x.flatten(1)))
+    channels = (12, 24, 48)
 
 
 class ColourConvNet(nn.Module):

@@ -31,6 +31,7 @@ __all__ = [
     "fine_tune",
     "fit_head",
     "recipe",
+    "seeded",
     "train_base",
     "train_jointly",
 ]
@@ -174,7 +175,7 @@ def train_base(
     images = torch.cat([family.train.images for family in families]).to(device)
     labels = torch.cat([family.train.labels + offsets[i] for i, family in enumerate(families)]).to(device)
     encoder = make_encoder(network, seed).to(device)
-    with _seeded(seed):
+    with seeded(seed):
         head = nn.Linear(kind_of(network).features, offsets[-1]).to(device)
         forward = way.ready(encoder.train())
 
@@ -243,7 +244,7 @@ def fine_tune(
     head.requires_grad_(False)
     images, labels = task.train.images.to(device), task.train.labels.to(device)
     forward = way.ready(encoder.train())
-    with _seeded(seed):
+    with seeded(seed):
 
         def draw() -> Batch:
             picked = torch.randint(len(images), (how.batch_size,)).to(device)
@@ -290,7 +291,7 @@ def train_jointly(
     names = list(sets)
     owners = torch.arange(len(names), device=device).repeat_interleave(share)
     forward = way.ready(encoder.train())
-    with _seeded(seed):
+    with seeded(seed):
 
         def draw() -> Batch:
             picked = [torch.randint(len(labels), (share,)).to(device) for _, labels in sets.values()]
@@ -352,7 +353,7 @@ def distil(
     owners = torch.arange(len(names), device=device).repeat_interleave(share)
     forward = way.ready(student.train())
     learned = [*student.parameters(), *(one for head in heads.values() for one in head.parameters())]
-    with _seeded(seed):
+    with seeded(seed):
 
         def draw() -> Batch:
             picked = {name: torch.randint(len(images), (share,)).to(device) for name, images in sets.items()}
@@ -478,7 +479,7 @@ def _accuracy(encoder: nn.Module, head: nn.Linear, task: TaskData, device: torch
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Random numbers from `seed` inside and the caller's own afterwards. Only the CPU's: every draw is made there."""
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from apgd_teach.errors import MergeError
-from apgd_teach.merging.checkpoint import InFiles, Spec, open_checkpoint, read_json, sha256_of
+from apgd_teach.merging.checkpoint import InFiles, Spec, open_checkpoint, read_json, readable, sha256_of
 
 __all__ = ["CONFIG", "Adapted", "is_adapter", "open_expert"]
 
@@ -184,14 +184,10 @@ class Adapted:
             yield stream
 
     def _read_config(self) -> bytes:
-        try:
+        with readable(self._config_path, self._label):
             if self._config_path.stat().st_size > _LONGEST_CONFIG:
                 raise MergeError(f"{self._label}: '{self._config_path}' is no adapter's configuration; save it again.")
             return self._config_path.read_bytes()
-        except OSError as error:
-            raise MergeError(
-                f"{self._label}: '{self._config_path}' cannot be read ({error.strerror or error}); check its rights."
-            ) from None
 
     def _configuration(self) -> tuple[bytes, dict[str, object]]:
         raw = self._read_config()

@@ -21,6 +21,7 @@ from apgd_teach.merging.statedict import StateDict, as_utf8, fingerprint
 
 __all__ = [
     "DTYPES",
+    "PICKLES",
     "Checkpoint",
     "InFiles",
     "InMemory",
@@ -28,6 +29,7 @@ __all__ = [
     "open_checkpoint",
     "precision_of",
     "read_json",
+    "readable",
     "sha256_of",
     "ties_of",
 ]
@@ -53,7 +55,8 @@ DTYPES: dict[str, torch.dtype] = {
 
 _SUFFIX = ".safetensors"
 _INDEX = ".safetensors.index.json"
-_PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
+PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
+"""Endings of files that PyTorch wrote as a pickle."""
 _LONGEST_HEADER = 100_000_000
 """The bytes above which the safetensors library itself refuses a header."""
 _MOST_AXES = 63
@@ -152,7 +155,7 @@ def open_checkpoint(path: str | os.PathLike[str], label: str = "the checkpoint")
     if not isinstance(path, str | os.PathLike):
         raise MergeError(f"{label} is a {type(path).__name__}; give the path of a .safetensors file or of a folder.")
     given = Path(path)
-    with _readable(given, label):
+    with readable(given, label):
         if not given.exists():
             raise MergeError(f"{label}: there is no file or folder '{given}'; check the path.")
         folder = given if given.is_dir() else None
@@ -276,7 +279,7 @@ class InFiles:
     @contextmanager
     def reading(self, path: Path) -> Iterator[BinaryIO]:
         """One of its files, opened; refused where it is not the one whose header was read."""
-        with _readable(path, self._label), path.open("rb", buffering=0) as stream:
+        with readable(path, self._label), path.open("rb", buffering=0) as stream:
             if _state(stream) != self._known[path]:
                 raise MergeError(f"{self._label}: '{path}' has changed since the merge began; start again.")
             yield stream
@@ -320,9 +323,9 @@ class _File:
     def read(cls, path: Path, label: str) -> _File:
         """Read and check a header: whatever passes can be read to the last tensor."""
         where = f"{label}: '{path}'"
-        if path.suffix.lower() in _PICKLES:
+        if path.suffix.lower() in PICKLES:
             raise MergeError(f"{where} is a pickle, which can run code when it is loaded; {_CONVERT}.")
-        with _readable(path, label):
+        with readable(path, label):
             # Looked at before it is opened: a pipe would be waited for.
             if not stat.S_ISREG(path.stat().st_mode):
                 raise MergeError(f"{where} is no ordinary file; give a .safetensors file.")
@@ -430,7 +433,7 @@ def _inside(folder: Path, label: str) -> Path:
         listed = ", ".join(f"'{name}'" for name in found[:5])
         raise MergeError(f"{label}: the folder '{folder}' holds several checkpoints ({listed}); give the file itself.")
     if not found:
-        pickles = [name for name in names if name.lower().endswith(_PICKLES)]
+        pickles = [name for name in names if name.lower().endswith(PICKLES)]
         hint = f"'{pickles[0]}' is a pickle: {_CONVERT}" if pickles else "check the path"
         raise MergeError(f"{label}: the folder '{folder}' holds no .safetensors file; {hint}.")
     return folder / found[0]
@@ -439,7 +442,7 @@ def _inside(folder: Path, label: str) -> Path:
 def _index(path: Path, label: str) -> dict[str, object]:
     """Read and check an index."""
     where = f"{label}: '{path}'"
-    with _readable(path, label):
+    with readable(path, label):
         if not path.is_file():
             raise MergeError(f"{where} is no ordinary file; give the index of a sharded checkpoint.")
         index = read_json(path.read_bytes(), where, "index")
@@ -519,7 +522,8 @@ def _fill(stream: BinaryIO, memory: memoryview, path: Path, label: str) -> None:
 
 
 @contextmanager
-def _readable(path: Path, label: str) -> Iterator[None]:
+def readable(path: Path, label: str) -> Iterator[None]:
+    """What the system says of a file that is read, as a sentence."""
     try:
         yield
     except OSError as error:

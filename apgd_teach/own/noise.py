@@ -12,7 +12,6 @@ from torchvision.transforms import v2
 from apgd_teach.errors import ApgdTeachError
 from apgd_teach.evaluate import Evaluator
 from apgd_teach.experts import Pool
-from apgd_teach.machine import in_blocks
 from apgd_teach.merging import StateDict
 from apgd_teach.own.judging import Evaluate, Judged, Lost, judge, lost
 from apgd_teach.tables import Table
@@ -79,19 +78,11 @@ def of_pool(
     Lesson: 09.
     """
     evaluator = Evaluator(pool, images=images, split=split)
-    heads = {task: pool.head(task) for task in pool.tasks}
     pictures = {task: corrupted(evaluator.looked_at(task)[0], corruption, seed) for task in pool.tasks}
 
-    @torch.no_grad()
     def evaluate(state: StateDict, task: str) -> tuple[Tensor, Tensor]:
-        there = evaluator.loaded(state)
-
-        def answer(block: Tensor) -> Tensor:
-            features: Tensor = torch.func.functional_call(evaluator.encoder, there, (block,))
-            logits: Tensor = heads[task](features)
-            return logits
-
-        return in_blocks(answer, pictures[task]).argmax(dim=1).cpu(), evaluator.looked_at(task)[1].cpu()
+        logits = evaluator.logits(state, task, pictures[task])
+        return logits.argmax(dim=1).cpu(), evaluator.looked_at(task)[1].cpu()
 
     return evaluate
 

@@ -15,12 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from apgd_teach.errors import MergeError
-from apgd_teach.merging.checkpoint import sha256_of
+from apgd_teach.merging.checkpoint import PICKLES, sha256_of
 
-__all__ = ["ENDINGS", "convert", "is_pickle"]
-
-ENDINGS = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
-"""Of files that PyTorch wrote as a pickle."""
+__all__ = ["convert", "is_pickle"]
 
 _HOLDERS = ("state_dict", "model_state_dict", "model", "module", "network", "net", "weights")
 """Names under which training scripts keep a state dict beside other things."""
@@ -28,7 +25,7 @@ _HOLDERS = ("state_dict", "model_state_dict", "model", "module", "network", "net
 
 def is_pickle(path: Path) -> bool:
     """Whether a file's name says that it is a pickle."""
-    return path.suffix.lower() in ENDINGS and path.is_file()
+    return path.suffix.lower() in PICKLES and path.is_file()
 
 
 def convert(path: Path, folder: Path, label: str) -> Path:

@@ -20,7 +20,7 @@ from apgd_teach.models import count_parameters, make_encoder, network
 from apgd_teach.own.judging import Verdict
 from apgd_teach.progress import bar
 from apgd_teach.tables import Table
-from apgd_teach.training import Recipe, distil
+from apgd_teach.training import Recipe, distil, seeded
 
 __all__ = ["RECIPE", "Student", "generated", "latency_ms", "size_table", "student_of"]
 
@@ -135,8 +135,7 @@ def student_of(
 
     encoder = make_encoder(small, seed).to(pool.device)
     heads = {}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         for task, data in pool.tasks.items():
             heads[task] = nn.Linear(kind.features, len(data.classes)).to(pool.device)
     with bar(recipe.steps, "step", "the student", progress) as ticks:
