@@ -28,7 +28,12 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 LOG, STAMP = VENV / "install.log", VENV / "installed.txt"
-COMMANDS = {"course": ["apgd_teach", "run"], "tests": ["pytest"], "lab": ["apgd_teach", "lab"]}
+COMMANDS = {
+    "course": ["apgd_teach", "run"],
+    # In two processes; tests/conftest.py says which tests go together. After them "-n 0" is one process.
+    "tests": ["pytest", "-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder"],
+    "lab": ["apgd_teach", "lab"],
+}
 NO_ROOM = re.compile(r"No space left on device|not enough space|Disk quota exceeded|\[Errno 28\]")
 NO_ANSWER = re.compile(
     r"NewConnection|ConnectionError|Connect(ion)?Timeout|ReadTimeout|ProxyError|SSLError|Max retries"

@@ -6,7 +6,8 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,107 @@ import pytest
 os.environ["MPLBACKEND"] = "Agg"
 os.environ.pop("APGD_TEACH_DATA", None)
 os.environ.pop("APGD_TEACH_CIFAR", None)
+# Two processes of tests on two cores: each with one thread, and none that waits for work by turning in circles.
+BESIDE = "PYTEST_XDIST_WORKER" in os.environ
+if BESIDE:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["OMP_WAIT_POLICY"] = "passive"
 # A job that a shell started in the background ignores Ctrl-C, and so would every process that it starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Tests in two processes (`python3 run.py tests`)
+
+TOGETHER = ("data", "evaluate", "experts", "references")
+"""Rooms whose tests share what they trained."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say which tests run in one process: those that share something, else those of a file.
+
+    What runs the whole course begins, since it takes longest. What measures seconds ends.
+    """
+    if not BESIDE:
+        return
+    groups = {item: _group(item) for item in items}
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: {"course": 0, "alone": 2}.get(groups[item], 1))
+
+
+def _group(item: pytest.Item) -> str:
+    if item.get_closest_marker("alone"):
+        return "alone"
+    if "ran" in getattr(item, "fixturenames", ()):
+        return "course"
+    path = item.path.relative_to(Path(__file__).parent)
+    return path.parts[0] if path.parts[0] in TOGETHER else path.as_posix()
+
+
+class Turn:
+    """One process's place beside the other one: it runs a test while others run, or alone.
+
+    Whoever is about to run a test goes through the gate, and one that wants to be alone stands in it while it waits:
+    else the other process might begin one test after another for ever.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import fcntl
+
+        # Open as long as the process runs: with it they are let go, whatever becomes of it.
+        flags = os.O_RDWR | os.O_CREAT
+        self._lock = fcntl
+        self._gate, self._running = (os.open(folder / name, flags) for name in ("gate", "running"))
+
+    def take(self, alone: bool) -> None:
+        """Wait until this process may run a test."""
+        self.leave()
+        self._lock.flock(self._gate, self._lock.LOCK_EX)
+        self._lock.flock(self._running, self._lock.LOCK_EX if alone else self._lock.LOCK_SH)
+        self._lock.flock(self._gate, self._lock.LOCK_UN)
+
+    def leave(self) -> None:
+        """Let the other process be alone."""
+        self._lock.flock(self._running, self._lock.LOCK_UN)
+
+
+TURN = pytest.StashKey[Turn]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Run a test that is marked `alone` while the other process runs none."""
+    if not BESIDE or os.name == "nt":
+        return (yield)
+    if TURN not in item.config.stash:
+        item.config.stash[TURN] = Turn(Path(item.config.option.basetemp).parent)
+    turn = item.config.stash[TURN]
+    turn.take(alone=item.get_closest_marker("alone") is not None)
+    try:
+        return (yield)
+    finally:
+        turn.leave()
+
+
+@pytest.fixture
+def alone(request: pytest.FixtureRequest) -> Callable[[], AbstractContextManager[None]]:
+    """`with alone():` a part of a test that measures seconds runs while the other process runs no test."""
+
+    @contextmanager
+    def wait() -> Iterator[None]:
+        turn = request.config.stash.get(TURN, None)
+        if turn is None:
+            yield
+            return
+        turn.take(alone=True)
+        try:
+            yield
+        finally:
+            turn.take(alone=False)
+
+    return wait
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -71,7 +170,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
         "APGD_TEACH_CACHE": str(cache),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(BLOCK), str(BLOCK.parents[1]), os.environ.get("PYTHONPATH")])),
         # As many as a reader's laptop has at least: the whole course with one thread takes half as long again.
-        "OMP_NUM_THREADS": "2",
+        "OMP_NUM_THREADS": "1" if BESIDE else "2",
     }
     results = run_course(None, folder, profile="fast", env=env)
     made = Ran(folder, env, cache, {}, results)

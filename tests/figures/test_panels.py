@@ -440,6 +440,7 @@ def test_after_a_move_what_lies_next_to_it_is_drawn_first(monkeypatch) -> None:
     assert [content["at"] for content, _ in sent] == [[0], [1], [2], [40], [39], [41]]
 
 
+@pytest.mark.alone
 def test_the_nearest_of_a_million_settings_are_found_without_listing_them() -> None:
     begun = time.perf_counter()
     near = list(itertools.islice(module._by_distance((50, 50, 50), [100, 100, 100]), 240))

@@ -159,6 +159,7 @@ def seconds(make: Callable[[], object]) -> float:
     return min(taken)
 
 
+@pytest.mark.alone
 def test_a_picture_takes_hardly_longer_than_empty_axes() -> None:
     draws = torch.Generator().manual_seed(0)
     measured = measure_residuals(0.1 * torch.randn(2, 96, 20, generator=draws), ["a", "b"], size=48)

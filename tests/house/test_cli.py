@@ -31,6 +31,7 @@ def call(*arguments: str, cwd: Path | None = None, **more: str) -> subprocess.Co
     )
 
 
+@pytest.mark.alone
 def test_help_answers_at_once_and_loads_nothing_heavy() -> None:
     start = time.monotonic()
     done = call("--help")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from apgd_teach.course.build import compare, drop_widgets
 from apgd_teach.course.runner import run_course, run_notebook
 from apgd_teach.course.sources import list_sources, notebook_text, notebooks_folder, read_notebook
+from apgd_teach.figures.style import figure, png, styled
 from apgd_teach.lessons.engine import NOT_ATTEMPTED
 
 FIXTURE = Path(__file__).resolve().parents[1] / "course" / "fixtures" / "panels.py"
@@ -146,7 +148,25 @@ def some_of(counts: list[int]) -> list[list[int]]:
     raise AssertionError(f"too many sliders for {MOST_SETTINGS} settings: {counts}")
 
 
-def moved_fifty_times(page: Any, panel: int) -> list[float]:
+LINE_MS = 70.0
+"""What a picture of a line takes where the limits below hold: on two quiet cores where the course is built."""
+
+
+def slowness() -> float:
+    """How many times as long as there a picture takes on this machine now; 1 at least. Limits in ms grow with it."""
+    taken = []
+    for _ in range(6):
+        begun = time.perf_counter()
+        with styled():
+            drawn, (axes,) = figure(width=6.4, height=3.6)
+            axes.plot(np.linspace(0, 1, 200), label="a line")
+            axes.legend()
+            png(drawn)
+        taken.append(1e3 * (time.perf_counter() - begun))
+    return max(1.0, float(np.median(taken[1:])) / LINE_MS)
+
+
+def moved_fifty_times(page: Any, panel: int, limit: float = 150) -> list[float]:
     """Visit some settings once, and then fifty of them: milliseconds from each of these moves to its picture."""
     controls = page.locator(".apgd-panel").nth(panel).locator("input, select")
     counts = controls.evaluate_all("all => all.map((one) => one.tagName === 'SELECT' ? one.length : one.max - -1)")
@@ -157,7 +177,7 @@ def moved_fifty_times(page: Any, panel: int) -> list[float]:
             if value != standing(page, panel, place):
                 move = page.evaluate(MOVE, [panel, place, value])
                 assert move["ms"] is not None, move
-                assert move["ms"] < 150 or move["sign"] < 150
+                assert move["ms"] < limit or move["sign"] < limit
     draws, taken = random.Random(0), []
     while len(taken) < 50:
         place = draws.randrange(len(counts))
@@ -180,24 +200,27 @@ def late(taken: list[float], what: str) -> float:
 
 
 @pytest.mark.parametrize("panel", [0, 1])
-def test_fifty_moves_are_answered_within_150_ms(opened: Any, panel: int) -> None:
-    assert late(moved_fifty_times(opened.page, panel), f"panel {panel}") <= 150
+def test_fifty_moves_are_answered_within_150_ms(opened: Any, panel: int, alone: Any) -> None:
+    with alone():
+        limit = 150 * slowness()
+        assert late(moved_fifty_times(opened.page, panel, limit), f"panel {panel}") <= limit
 
 
+@pytest.mark.alone
 def test_moves_to_what_is_not_drawn_yet_cost_its_drawing_and_not_more(lab: Any) -> None:
     notebook = lab.open(FIXTURE)
     notebook.run_all()
     page = notebook.page
     page.wait_for_function("() => document.querySelectorAll('.apgd-panel img').length === 3")
-    taken = []
+    taken, slow = [], slowness()
     # At the start and at what stands still there are pictures from the beginning.
     for value in random.Random(1).sample([one for one in range(41) if one not in (0, 10, 20)], 30):
         move = page.evaluate(MOVE, [0, 0, value])
-        assert move["ms"] < 150 or move["sign"] < 150
+        assert move["ms"] < 150 * slow or move["sign"] < 150 * slow
         taken.append(move["ms"])
         page.wait_for_timeout(150)
     # 109 where it was written, on a quiet machine; a busy one takes a multiple.
-    assert late(taken, "not drawn yet") <= 600
+    assert late(taken, "not drawn yet") <= 600 * slow
     page.context.close()
 
 
@@ -214,7 +237,9 @@ PANELS = [source.stem for source in list_sources() if "panel(" in source.read_te
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("lesson", LESSONS)
-def test_a_learner_runs_a_lesson_and_moves_its_panels(lesson_lab: Any, lesson: str, ran: Any, told: Any) -> None:
+def test_a_learner_runs_a_lesson_and_moves_its_panels(
+    lesson_lab: Any, lesson: str, ran: Any, told: Any, alone: Any
+) -> None:
     # What a learner opens, in the profile that it begins with.
     notebook = lesson_lab.open(notebooks_folder() / "student" / f"{lesson}.ipynb")
     notebook.run_all()
@@ -228,7 +253,9 @@ def test_a_learner_runs_a_lesson_and_moves_its_panels(lesson_lab: Any, lesson: s
     assert count == page.locator(".apgd-panel img").count()
     for panel in range(count):
         before = page.locator(".apgd-panel").nth(panel).locator(".apgd-words").inner_text()
-        assert late(moved_fifty_times(page, panel), f"{lesson}, panel {panel}") <= 150
+        with alone():
+            limit = 150 * slowness()
+            assert late(moved_fifty_times(page, panel, limit), f"{lesson}, panel {panel}") <= limit
         page.locator(".apgd-panel").nth(panel).get_by_role("button", name="Reset").click()
         page.locator(".apgd-panel").nth(panel).locator(".apgd-words", has_text=before).wait_for()
     page.context.close()
@@ -246,6 +273,7 @@ def nothing_is_solved_and_the_lesson_goes_on(lesson: str, learners: Any, ran: An
     assert compare(*told.in_common(*map(told.without_training, (solved, learners)))) == []
 
 
+@pytest.mark.alone
 def test_a_figure_that_evaluates_networks_says_so_at_once_and_is_there_soon(lab: Any) -> None:
     notebook = lab.open(FIXTURE.with_name("panel_evaluates.py"))
     notebook.run_all()
@@ -254,8 +282,9 @@ def test_a_figure_that_evaluates_networks_says_so_at_once_and_is_there_soon(lab:
     moves = [notebook.page.evaluate(MOVE, [0, 0, place]) for place in random.Random(0).sample(range(1, 21), 20)]
     assert all(move["ms"] is not None for move in moves)
     print("with evaluation:", [round(move["ms"]) for move in moves])
-    assert all(move["ms"] < 150 or move["sign"] < 150 for move in moves)
-    assert max(move["ms"] for move in moves) < 1500
+    slow = slowness()
+    assert all(move["ms"] < 150 * slow or move["sign"] < 150 * slow for move in moves)
+    assert max(move["ms"] for move in moves) < 1500 * slow
     notebook.page.context.close()
 
 

@@ -15,6 +15,7 @@ bench = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("benchmark
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_row_exact_with_its_subspace_is_five_times_as_fast_as_the_loop() -> None:
     found = bench.measure(256, 256, 5)
     # Measured with one thread, two cores busy with other work: 16 and 58. The margin is for another machine.
