@@ -31,7 +31,7 @@ LOG, STAMP = VENV / "install.log", VENV / "installed.txt"
 COMMANDS = {
     "course": ["apgd_teach", "run"],
     # In two processes; tests/conftest.py says which tests go together. After them "-n 0" is one process.
-    "tests": ["pytest", "-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder"],
+    "tests": ["pytest", "-n", "2", "--no-loadscope-reorder"],
     "lab": ["apgd_teach", "lab"],
 }
 NO_ROOM = re.compile(r"No space left on device|not enough space|Disk quota exceeded|\[Errno 28\]")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -220,3 +221,17 @@ def test_ci_runs_the_command_of_the_readme() -> None:
     assert any("python run.py tests" in step.get("run", "") for step in job["steps"])
     pythons = [*job["strategy"]["matrix"]["python"], *(one["python"] for one in job["strategy"]["matrix"]["include"])]
     assert all(SpecifierSet(project()["project"]["requires-python"]).contains(version) for version in pythons)
+
+
+def test_whatever_needs_the_whole_course_runs_in_one_process() -> None:
+    conftest = runpy.run_path(str(ROOT / "tests" / "conftest.py"))
+    wanting = {
+        path.relative_to(ROOT / "tests").as_posix()
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if re.search(r"def \w+\([^)]*\bran\b", path.read_text(encoding="utf-8"))
+    }
+    assert wanting == set(conftest["COURSE"])
+    group = conftest["group_of"]
+    assert {group(f"tests/{path}::test_one[a/b]") for path in wanting} == {"course"}
+    assert group("tests/data/test_idx.py::test_one") == group("tests/data/test_full.py::test_other")
+    assert group("tests/merging/test_ties.py::test_one") != group("tests/merging/test_dare.py::test_one")
