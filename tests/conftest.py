@@ -34,7 +34,7 @@ ROOMS = ("data", "evaluate", "experts", "references")
 """Rooms whose tests share what they trained: they go to one process."""
 
 COURSE = ("course/test_course_runs.py", "lab/test_panels.py")
-"""Files whose tests need the whole course, run once (`ran`): they go to one process, and begin, for they take longest."""
+"""Files whose tests need the whole course, run once (`ran`): they go to one process, and begin: they take longest."""
 
 
 def group_of(test: str) -> str:

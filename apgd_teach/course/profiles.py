@@ -43,6 +43,8 @@ class Profile:
         colour_steps: optimiser steps of their experts.
         colour_batch: images per step of both.
         colour_images: images per task that their networks are scored on.
+        own_images: images per task, in the lesson on a reader's own files.
+        student_steps: optimiser steps of its small networks.
     """
 
     name: str
@@ -66,16 +68,39 @@ class Profile:
     colour_steps: int
     colour_batch: int
     colour_images: int
+    own_images: int
+    student_steps: int
 
+
+_SIZES = {
+    "base_steps": (120, 250),
+    "expert_steps": (50, 250),
+    "test_images": (600, 2000),
+    "plane_points": (9, 15),
+    "plane_images": (120, 1000),
+    "path_points": (9, 21),
+    "sweep_images": (200, 1000),
+    "compared_tasks": (3, 8),
+    "compared_steps": (50, 250),
+    "compared_images": (150, 1000),
+    "joint_steps": (30, 1000),
+    "adapt_steps": (20, 200),
+    "reference_images": (64, 256),
+    "heat_rates": (1, 2),
+    "colour_per_class": (200, 2000),
+    "colour_variants": (3, 8),
+    "colour_base_steps": (90, 600),
+    "colour_steps": (45, 120),
+    "colour_batch": (64, 128),
+    "colour_images": (500, 2000),
+    "own_images": (300, 2000),
+    "student_steps": (60, 1500),
+}
+"""By attribute, its size in "fast" and in "full"."""
 
 PROFILES = {
-    profile.name: profile
-    for profile in (
-        Profile("fast", 120, 50, 600, 9, 120, 9, 200, 3, 50, 150, 30, 20, 64, 1, 200, 3, 90, 45, 64, 500),
-        Profile(
-            "full", 250, 250, 2000, 15, 1000, 21, 1000, 8, 250, 1000, 1000, 200, 256, 2, 2000, 8, 600, 120, 128, 2000
-        ),
-    )
+    name: Profile(name, **{attribute: sizes[place] for attribute, sizes in _SIZES.items()})
+    for place, name in enumerate(("fast", "full"))
 }
 
 

@@ -68,6 +68,7 @@ from apgd_teach.figures.shared import (
     measure_held,
     measure_overlaps,
 )
+from apgd_teach.figures.sizes import draw_sizes, measure_sizes
 from apgd_teach.figures.steps import descended, draw_steps, measure_steps
 from apgd_teach.figures.surrogates import measure_surrogates
 from apgd_teach.figures.sweeps import draw_methods, draw_sweep, draw_tradeoff, sweep
@@ -102,6 +103,7 @@ __all__ = [
     "draw_rank",
     "draw_residual",
     "draw_sharing",
+    "draw_sizes",
     "draw_spectra",
     "draw_steps",
     "draw_sweep",
@@ -141,6 +143,7 @@ __all__ = [
     "measure_residuals",
     "measure_sharing",
     "measure_side_by_side",
+    "measure_sizes",
     "measure_steps",
     "measure_surrogates",
     "measure_way",

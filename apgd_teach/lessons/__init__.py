@@ -9,7 +9,7 @@ from apgd_teach.tables import Table
 
 __all__ = ["PROBLEMS", "Outcome", "Problem", "problem", "progress"]
 
-_LESSONS = [import_module(f"apgd_teach.lessons.lesson_{number:02}") for number in range(9)]
+_LESSONS = [import_module(f"apgd_teach.lessons.lesson_{number:02}") for number in range(11)]
 PROBLEMS: dict[str, Problem] = {one.name: one for lesson in _LESSONS for one in lesson.PROBLEMS}
 """Every exercise of the course, by its name."""
 

@@ -73,11 +73,11 @@ def _loaded(path: Path, where: str) -> object:
             warnings.simplefilter("ignore")  # of PyTorch, about its own ways
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:global|class|operand)[^\w]*([\w.]+)", str(error))
+        found = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:global|class|operand)[^\w]*([A-Za-z_][\w.]*)", str(error))
         named = next((one for one in found.groups() if one), "") if found else ""
-        asks = f"asks for '{named}' to be run or made" if named else "is more than tensors"
+        asks = f"asks for '{named}' to be run or made when it is loaded" if named else "asks for more than tensors"
         raise MergeError(
-            f"{where} {asks} when it is loaded, which was not done; take a .safetensors file, or one that holds a "
+            f"{where} {asks}, which was not done; take a .safetensors file, or one that holds a "
             "state dict and nothing else."
         ) from None
     except (RuntimeError, ValueError, EOFError, KeyError, AttributeError, TypeError, OSError) as error:

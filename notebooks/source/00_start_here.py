@@ -59,8 +59,8 @@ source.note
 # | [06 · Projected gradient descent](06_projected_descent.ipynb) | descent on Δ closes part of the gap |
 # | [07 · An honest comparison](07_honest_comparison.ipynb) | which method wins here, by how much, at what cost |
 # | [08 · Colour images on a GPU](08_colour_images.ipynb) | which findings hold for colour images and other networks |
-# | 09 · Merge your own (not yet) | you can merge two checkpoints from disk, and are told before if you cannot |
-# | 10 · Capstone (not yet) | change one thing, predict, measure, explain |
+# | [09 · Merge your own](09_merge_your_own.ipynb) | you can merge checkpoints from disk, and what it costs whom |
+# | [10 · Capstone](10_capstone.ipynb) | what one change of your own is worth: predicted, measured, explained |
 #
 # 00 to 07 take about three hours, exercises included, if what is marked *in depth* waits for a second visit: no
 # exercise outside needs it. **In 45 minutes**: the sections of 00, 02 and 06 that are marked *short route*; the last

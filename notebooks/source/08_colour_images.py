@@ -555,7 +555,7 @@ record(f"colour, tier {source.tier}", trials)
 # 4. Give all of CIFAR-10 to it: `DATA = "cifar10"`, and `per_class=None` in `open_colour` (5 GB of memory). Which
 #    sentence of the summary changes?
 #
-# **Next:** 09 · Merge your own (not in this version yet).
+# **Next:** [09 · Merge your own](09_merge_your_own.ipynb).
 #
 # *References.* CIFAR-10: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. GroupNorm: Wu and
 # He, ECCV 2018, [arXiv 1803.08494](https://arxiv.org/abs/1803.08494). BatchNorm: Ioffe and Szegedy, ICML 2015,
