@@ -44,7 +44,7 @@ class Score:
     @property
     def accuracy(self) -> float:
         """Share of images named rightly, in per cent."""
-        return 100 * float(self.right.float().mean())
+        return 100 * float(self.right.double().mean())
 
     @property
     def loss(self) -> float:
@@ -197,7 +197,8 @@ class Difference:
     @property
     def verdict(self) -> str:
         """ "better", "worse", or "no difference seen" where the interval holds zero or there is none."""
-        if math.isnan(self.margin) or abs(self.points) <= self.margin:
+        # Where every seed says the same, the margin is 0, and what sums leave in the last digits is no difference.
+        if math.isnan(self.margin) or abs(self.points) <= self.margin + 1e-9:
             return "no difference seen"
         return "better" if self.points > 0 else "worse"
 

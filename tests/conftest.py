@@ -6,8 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -110,25 +109,6 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         return (yield)
     finally:
         turn.leave()
-
-
-@pytest.fixture
-def alone(request: pytest.FixtureRequest) -> Callable[[], AbstractContextManager[None]]:
-    """`with alone():` a part of a test that measures seconds runs while the other process runs no test."""
-
-    @contextmanager
-    def wait() -> Iterator[None]:
-        turn = request.config.stash.get(TURN, None)
-        if turn is None:
-            yield
-            return
-        turn.take(alone=True)
-        try:
-            yield
-        finally:
-            turn.take(alone=False)
-
-    return wait
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -141,7 +141,7 @@ say(
 prediction = Prediction(
     low=-0.5,
     high=0.5,
-    because="the lengths differ little, so the two merges are nearly the same network",
+    because="the lengths differ by a small factor, and what one task wins of the step another one loses",
 )
 
 # %% [markdown]
@@ -198,7 +198,10 @@ for seed, pool in pools.items():
         for name in tasks
     }
     correlations.append(spearman(list(length.values()), list(gained.values())))
-    rows += [(seed, titles[name], f"{length[name]:.3f}", f"{gained[name]:+.1f}") for name in tasks]
+    rows += [
+        (seed, titles[name], f"{length[name]:.3f}", f"{gained[name]:+.1f}".replace("-", "−"))
+        for name in tasks
+    ]
 Table(
     ("seed", "task", f"‖τ‖ of {LAYER}", "gained, points"),
     rows,

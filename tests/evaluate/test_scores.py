@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from apgd_teach.errors import ApgdTeachError
-from apgd_teach.evaluate import Comparison, Evaluator, Score, compare, difference
+from apgd_teach.evaluate import Comparison, Difference, Evaluator, Score, compare, difference
 from apgd_teach.merging import Merged, fingerprint
 
 TASKS = ("digits-upright", "digits-noisy", "fashion-flipped")
@@ -372,3 +372,16 @@ def test_images_are_paired_by_the_picture_that_they_show() -> None:
     # By their place in each task it would be another one.
     unplaced = [{task: Score(score.right, score.losses) for task, score in each.items()} for each in (one, other)]
     assert difference(*unplaced).margin != pytest.approx(difference(one, other).margin)
+
+
+def test_two_networks_with_as_many_right_in_all_are_told_apart_by_no_last_digit() -> None:
+    shares = [(67, 70, 66), (68, 69, 66)]
+    one, other = (
+        {f"task {n}": Score((torch.arange(100) < count), torch.zeros(100)) for n, count in enumerate(counts)}
+        for counts in shares
+    )
+    means = [sum(score.accuracy for score in scores.values()) / 3 for scores in (one, other)]
+    assert abs(means[0] - means[1]) < 1e-9
+    assert one["task 0"].accuracy == pytest.approx(67, abs=1e-12)
+    assert Difference(1e-12, 0.0).verdict == Difference(-1e-12, 0.0).verdict == "no difference seen"
+    assert Difference(0.01, 0.0).verdict == "better"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import random
 import time
 from collections.abc import Iterator
@@ -152,8 +153,11 @@ LINE_MS = 70.0
 """What a picture of a line takes where the limits below hold: on two quiet cores where the course is built."""
 
 
-def slowness() -> float:
-    """How many times as long as there a picture takes on this machine now; 1 at least. Limits in ms grow with it."""
+def patience() -> float:
+    """What limits in ms are multiplied by: 1, more on a slower machine, twice that beside a second process of tests.
+
+    How slow a machine is: how many times as long as on that one a picture takes now.
+    """
     taken = []
     for _ in range(6):
         begun = time.perf_counter()
@@ -163,7 +167,8 @@ def slowness() -> float:
             axes.legend()
             png(drawn)
         taken.append(1e3 * (time.perf_counter() - begun))
-    return max(1.0, float(np.median(taken[1:])) / LINE_MS)
+    beside = 2.0 if "PYTEST_XDIST_WORKER" in os.environ else 1.0
+    return beside * max(1.0, float(np.median(taken[1:])) / LINE_MS)
 
 
 def moved_fifty_times(page: Any, panel: int, limit: float = 150) -> list[float]:
@@ -200,19 +205,17 @@ def late(taken: list[float], what: str) -> float:
 
 
 @pytest.mark.parametrize("panel", [0, 1])
-def test_fifty_moves_are_answered_within_150_ms(opened: Any, panel: int, alone: Any) -> None:
-    with alone():
-        limit = 150 * slowness()
-        assert late(moved_fifty_times(opened.page, panel, limit), f"panel {panel}") <= limit
+def test_fifty_moves_are_answered_within_150_ms(opened: Any, panel: int) -> None:
+    limit = 150 * patience()
+    assert late(moved_fifty_times(opened.page, panel, limit), f"panel {panel}") <= limit
 
 
-@pytest.mark.alone
 def test_moves_to_what_is_not_drawn_yet_cost_its_drawing_and_not_more(lab: Any) -> None:
     notebook = lab.open(FIXTURE)
     notebook.run_all()
     page = notebook.page
     page.wait_for_function("() => document.querySelectorAll('.apgd-panel img').length === 3")
-    taken, slow = [], slowness()
+    taken, slow = [], patience()
     # At the start and at what stands still there are pictures from the beginning.
     for value in random.Random(1).sample([one for one in range(41) if one not in (0, 10, 20)], 30):
         move = page.evaluate(MOVE, [0, 0, value])
@@ -237,9 +240,7 @@ PANELS = [source.stem for source in list_sources() if "panel(" in source.read_te
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("lesson", LESSONS)
-def test_a_learner_runs_a_lesson_and_moves_its_panels(
-    lesson_lab: Any, lesson: str, ran: Any, told: Any, alone: Any
-) -> None:
+def test_a_learner_runs_a_lesson_and_moves_its_panels(lesson_lab: Any, lesson: str, ran: Any, told: Any) -> None:
     # What a learner opens, in the profile that it begins with.
     notebook = lesson_lab.open(notebooks_folder() / "student" / f"{lesson}.ipynb")
     notebook.run_all()
@@ -253,9 +254,8 @@ def test_a_learner_runs_a_lesson_and_moves_its_panels(
     assert count == page.locator(".apgd-panel img").count()
     for panel in range(count):
         before = page.locator(".apgd-panel").nth(panel).locator(".apgd-words").inner_text()
-        with alone():
-            limit = 150 * slowness()
-            assert late(moved_fifty_times(page, panel, limit), f"{lesson}, panel {panel}") <= limit
+        limit = 150 * patience()
+        assert late(moved_fifty_times(page, panel, limit), f"{lesson}, panel {panel}") <= limit
         page.locator(".apgd-panel").nth(panel).get_by_role("button", name="Reset").click()
         page.locator(".apgd-panel").nth(panel).locator(".apgd-words", has_text=before).wait_for()
     page.context.close()
@@ -273,7 +273,6 @@ def nothing_is_solved_and_the_lesson_goes_on(lesson: str, learners: Any, ran: An
     assert compare(*told.in_common(*map(told.without_training, (solved, learners)))) == []
 
 
-@pytest.mark.alone
 def test_a_figure_that_evaluates_networks_says_so_at_once_and_is_there_soon(lab: Any) -> None:
     notebook = lab.open(FIXTURE.with_name("panel_evaluates.py"))
     notebook.run_all()
@@ -282,7 +281,7 @@ def test_a_figure_that_evaluates_networks_says_so_at_once_and_is_there_soon(lab:
     moves = [notebook.page.evaluate(MOVE, [0, 0, place]) for place in random.Random(0).sample(range(1, 21), 20)]
     assert all(move["ms"] is not None for move in moves)
     print("with evaluation:", [round(move["ms"]) for move in moves])
-    slow = slowness()
+    slow = patience()
     assert all(move["ms"] < 150 * slow or move["sign"] < 150 * slow for move in moves)
     assert max(move["ms"] for move in moves) < 1500 * slow
     notebook.page.context.close()
