@@ -40,6 +40,8 @@ _OTHERS = {
     "target_parameters": "an adapter of single parameters",
 }
 """Settings of an adapter that is more than a sum, and what it is then."""
+_TAKEN_OUT = ("pissa", "olora", "corda", "loftq")
+"""Ways of beginning an adapter that change the base as well; a converted one no longer says so."""
 _MERGE = "merge it into its model with PEFT's merge_and_unload(), save that, and give the saved model"
 
 
@@ -196,6 +198,13 @@ class Adapted:
         kind = config.get("peft_type")
         if kind != "LORA":
             raise MergeError(f"{where} is of an adapter of type {kind!r}, and only LoRA is a sum; {_MERGE}.")
+        how = config.get("init_lora_weights")
+        if isinstance(how, str) and how.lower().startswith(_TAKEN_OUT):
+            raise MergeError(
+                f"{where} was begun as '{how}', which takes what the adapter begins with out of the base's weights, so "
+                f"that it belongs to another base than the one given; {_MERGE}, or convert it with PEFT's "
+                "path_initial_model_for_weight_conversion."
+            )
         for name, what in _OTHERS.items():
             if config.get(name):
                 raise MergeError(f"{where} is of {what}, and not a sum; {_MERGE}.")

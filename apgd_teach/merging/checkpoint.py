@@ -6,10 +6,11 @@ import hashlib
 import json
 import math
 import os
+import platform
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO, Protocol
 
@@ -201,7 +202,7 @@ class InFiles:
         self._label = label
         self._known = {file.path: file.state for file in self._files}
         self._places = {name: _Place(file.path, start) for file in self._files for name, start in file.starts.items()}
-        self._digest = ""
+        self._digest, self._machine = "", platform.node()
         specs = {name: spec for file in self._files for name, spec in file.specs.items()}
         order = _weight_map(index[1]) if index else specs
         self.specs: Mapping[str, Spec] = {name: specs[name] for name in order}
@@ -239,6 +240,16 @@ class InFiles:
                         "index and shards are not of one model: download them again."
                     )
         return cls(files.values(), label, (path.name, index))
+
+    def __getstate__(self) -> dict[str, object]:
+        """For another process, which may stand in another folder: paths are whole."""
+        here = Path.cwd()
+        return {
+            **self.__dict__,
+            "_files": [replace(file, path=here / file.path) for file in self._files],
+            "_known": {here / path: state for path, state in self._known.items()},
+            "_places": {name: replace(place, file=here / place.file) for name, place in self._places.items()},
+        }
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -280,7 +291,9 @@ class InFiles:
     def reading(self, path: Path) -> Iterator[BinaryIO]:
         """One of its files, opened; refused where it is not the one whose header was read."""
         with readable(path, self._label), path.open("rb", buffering=0) as stream:
-            if _state(stream) != self._known[path]:
+            now, known = _state(stream), self._known[path]
+            # A copy on another machine has a number and times of its own.
+            if now[:1] != known[:1] if self._machine != platform.node() else now != known:
                 raise MergeError(f"{self._label}: '{path}' has changed since the merge began; start again.")
             yield stream
 

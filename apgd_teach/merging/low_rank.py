@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -164,8 +165,8 @@ class LowRank:
             (made / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
             save_file(tensors, made / "adapter_model.safetensors", metadata={"format": "pt"})
             os.replace(made, place)
-        except OSError as error:
-            raise MergeError(f"'{place}' cannot be written ({error.strerror}); free some space.") from None
+        except (OSError, SafetensorError) as error:
+            raise MergeError(f"'{place}' cannot be written ({error}); free some space.") from None
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
         return place
@@ -275,7 +276,9 @@ def _updates(ours: Checkpoint, theirs: Checkpoint) -> Iterator[tuple[str, Tensor
         one, other = ours.read(name), theirs.read(name)
         if not spec.dtype.is_floating_point:
             if not torch.equal(one, other):
-                raise MergeError(f"tensor '{name}' holds integers that changed, which no product can hold.")
+                raise MergeError(
+                    f"tensor '{name}' holds integers that changed, which no product can hold; give the model whole."
+                )
             yield name, None
             continue
         update = difference(one, other)

@@ -216,13 +216,15 @@ def plan_files(
     if report.errors:
         return Plan(report, named)
     decisions = Inputs(opened, sources, policy).decisions(chosen)
-    sizes = [opened.specs[name].size for name, one in decisions.items() if one.action == "merge"]
-    largest = 4 * max(sizes, default=0) / 1e6
+    merged = [opened.specs[name].size for name, one in decisions.items() if one.action == "merge"]
+    largest = 4 * max(merged, default=0) / 1e6
+    # What is averaged or kept is held as task vectors as well: an embedding may be larger than every layer.
+    held = 4 * max((spec.size for spec in opened.specs.values() if spec.dtype.is_floating_point), default=0) / 1e6
     place = Target(Path("merged.safetensors"), True) if target is None else target
     writer = Writer(place, contents_of(opened, place, kind))
     if target is not None:
         writer.check_room()
-    return Plan(report, named, decisions, largest, (len(sources) + 5) * largest + 300, writer.size / 1e6)
+    return Plan(report, named, decisions, largest, (len(sources) + 5) * held + 300, writer.size / 1e6)
 
 
 def _opened(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,9 +92,11 @@ def evaluation(given: str) -> Callable[[Mapping[str, Tensor], str], Any]:
     path, name = (Path(before), after) if sign and after.isidentifier() else (Path(given), "evaluate")
     if not path.is_file():
         raise ApgdTeachError(f"there is no file '{path}' with an evaluation; give FILE.py or FILE.py:FUNCTION.")
+    # As when Python is given the file: what lies beside it can be imported, later too.
+    sys.path.insert(0, str(path.absolute().parent))
     try:
         there = runpy.run_path(str(path))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ApgdTeachError(f"'{path}' fails when it is run ({type(error).__name__}: {error}).") from error
     function = there.get(name)
     if not callable(function):

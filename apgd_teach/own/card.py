@@ -185,7 +185,7 @@ def draw_lost(judged: Judged, label: str) -> Drawing:
     return Drawing(
         drawn,
         f"{label}: of {len(gone)} tasks '{worst}' loses most against its expert, {gone[worst]} points; "
-        f"{sum(one.shown for one in gone.values())} lose something for certain.",
+        f"{sum(one.shown for one in gone.values())} show a loss.",
         {f"{task} lost (points)": one.points for task, one in gone.items()},
     )
 

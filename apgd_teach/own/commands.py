@@ -108,16 +108,17 @@ def merge(options: argparse.Namespace) -> int:
 
     for path in options.report:
         check_target(path)
-        if path.absolute() == options.out.absolute():
-            raise MergeError(f"'{path}' cannot be the model and its report; give two names.")
+    experts = named(options.experts)
+    _apart([options.out, *options.report, *([options.card] if options.card else [])], [options.base, *experts.values()])
     brought = _brought(options)
     if options.scheduler and options.engine != "dask":
         raise MergeError("--scheduler is for --engine dask; give both, or none.")
+    if options.workers is not None and options.engine == "dask":
+        raise MergeError("--workers is for one process; with --engine dask the cluster says how many there are.")
     settings: dict[str, Any] = dict(options.set)
     if reserved := _NO_SETTINGS & set(settings):
         raise MergeError(f"'{min(reserved)}' is no setting of a method; see `apgd-teach merge --help`.")
     common = {"policy": dict(options.policy), "dtype": options.dtype}
-    experts = named(options.experts)
     if odd := sorted(set(brought.about.sources) - {"base", *experts}):
         raise MergeError(
             f"'{options.about}' speaks of '{odd[0]}', which is no input; there are: base, {', '.join(experts)}."
@@ -165,6 +166,20 @@ def merge(options: argparse.Namespace) -> int:
     if not options.report and options.card is None:
         print("No record was kept; --report audit.json keeps one.")
     return 0
+
+
+def _apart(written: list[Path], given: list[Path]) -> None:
+    """Refuse to write two things into one file, or over an input."""
+    seen: set[Path] = set()
+    for path in written:
+        place = path.resolve()
+        if place in seen:
+            raise MergeError(f"'{path}' is to hold two things; give each a name of its own.")
+        seen.add(place)
+        # Of the model itself `merge_files` says what stands in its way.
+        for one in () if path == written[0] else (each.resolve() for each in given):
+            if place == one or one in place.parents:
+                raise MergeError(f"'{path}' is an input or lies in one, which are never changed; write it elsewhere.")
 
 
 _NO_SETTINGS = {

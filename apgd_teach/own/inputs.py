@@ -38,7 +38,7 @@ class Given:
         if not self.pickles:
             return audit
         made = {"base": self.base, **self.experts}
-        hashes = {name: made[name].stem for name in self.pickles}
+        hashes = {name: made[name].parent.name for name in self.pickles}
         names = {name: (path.name,) for name, path in self.pickles.items()}
         return dataclasses.replace(audit, inputs={**audit.inputs, **hashes}, files={**audit.files, **names})
 

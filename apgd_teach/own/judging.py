@@ -59,7 +59,7 @@ class Lost:
 
     @property
     def shown(self) -> bool:
-        """Whether something is lost for certain: the whole interval lies above zero."""
+        """Whether a loss is shown: the whole interval lies above zero."""
         return self.points > self.margin
 
 
@@ -187,11 +187,12 @@ class Judged:
             for number in sorted(set(before.labels.tolist())):
                 there = before.labels == number
                 one, other = (_of(each, there) for each in (before, after))
-                called = (names or {}).get(task)
-                found.append((task, called[number] if called else str(number), one, other))
+                called = (names or {}).get(task, ())
+                # A name that is missing is no reason to lose the rest.
+                found.append((task, called[number] if 0 <= number < len(called) else str(number), one, other))
         if not found:
             raise ApgdTeachError("classes need single examples; let the evaluation return (predictions, labels).")
-        # By Bonferroni: with forty classes two would look wronged by chance alone.
+        # By Bonferroni: of forty classes that lost nothing, one would be called harmed by chance.
         confidence = 1 - 0.05 / len(found)
         rows = [
             (task, name, gone.examples, one.accuracy, other.accuracy, str(gone), "yes" if gone.shown else "no", gone)
@@ -201,10 +202,11 @@ class Judged:
         rows.sort(key=lambda row: -row[-1].points)
         certain = sum(row[-1].shown for row in rows)
         return Table(
-            ("task", "class", "examples", "expert %", "merged %", "lost, points", "for certain"),
+            ("task", "class", "examples", "expert %", "merged %", "lost, points", "shown"),
             [row[:-1] for row in rows[:worst]],
-            caption=f"{label}: classes that lost most; of {len(rows)} classes {certain} lost for certain",
-            note=f"95 % intervals for all {len(rows)} classes together (each {100 * confidence:.2f} %), paired.",
+            caption=f"{label}: classes that lost most; of {len(rows)} classes a loss is shown for {certain}",
+            note=f"95 % intervals for all {len(rows)} classes together (each {100 * confidence:.2f} %), paired. "
+            "Not shown is not absent: with few examples of a class a large loss cannot be told from chance.",
         )
 
 
@@ -270,11 +272,12 @@ def _verdict(answers: object, task: str) -> Verdict:
             predicted, labels = (torch.as_tensor(one).cpu() for one in answers)
         except (TypeError, ValueError, RuntimeError):
             predicted = labels = torch.empty(0)
-        if predicted.ndim == 1 and predicted.shape == labels.shape and len(labels):
+        whole = not (predicted.is_floating_point() or labels.is_floating_point())
+        if whole and predicted.ndim == 1 and predicted.shape == labels.shape and len(labels):
             return Verdict(100 * float((predicted == labels).double().mean()), predicted, labels)
     raise ApgdTeachError(
-        f"the evaluation returned a {type(answers).__name__} for '{task}'; return (predictions, labels), one class for "
-        "each example in both, or a score from 0 to 100."
+        f"the evaluation returned a {type(answers).__name__} for '{task}'; return (predictions, labels), one class, a "
+        "whole number, for each example in both, or a score from 0 to 100."
     )
 
 
@@ -292,6 +295,8 @@ class Choice:
         best: label of the candidate with the highest weighted mean.
         network: its merge; the audit says that labelled data chose it.
         apart: tasks that lose more than the tolerance even so, the worst first.
+        options: of `apgd-teach merge`, for the same merge from files: "--method apgd --set reach=0.1"; empty where the
+            best candidate is an instance of a class, which a command line cannot name.
 
     Lesson: 09.
     """
@@ -302,6 +307,7 @@ class Choice:
     best: str
     network: Merged
     apart: tuple[str, ...] = field(default=())
+    options: str = ""
 
     def mean(self, verdicts: Mapping[str, Verdict]) -> float:
         """Weighted mean accuracy (%)."""
@@ -415,7 +421,14 @@ def choose(
     losses = {task: lost(judged.experts[task], judged.merged[best][task]).points for task in judged.tasks}
     apart = sorted((task for task in losses if losses[task] > tolerance), key=lambda task: -losses[task])
     chosen = replace(made[best], audit=replace(made[best].audit, data_used="labelled"))
-    return Choice(judged, weights, tolerance, best, chosen, tuple(apart))
+    return Choice(judged, weights, tolerance, best, chosen, tuple(apart), _options(tried[best]))
+
+
+def _options(candidate: tuple[str, Mapping[str, object]] | Method) -> str:
+    if not isinstance(candidate, tuple):
+        return ""
+    name, settings = candidate
+    return " ".join([f"--method {name}", *(f"--set {key}={value}" for key, value in settings.items())])
 
 
 def _priorities(tasks: Iterable[str], given: Mapping[str, float]) -> dict[str, float]:

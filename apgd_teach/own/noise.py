@@ -16,7 +16,7 @@ from apgd_teach.merging import StateDict
 from apgd_teach.own.judging import Evaluate, Judged, Lost, judge, lost
 from apgd_teach.tables import Table
 
-__all__ = ["CORRUPTIONS", "corrupted", "of_pool", "robustness", "robustness_table"]
+__all__ = ["CORRUPTIONS", "corrupted", "mean_lost", "of_pool", "robustness", "robustness_table"]
 
 Corruption = Callable[[Tensor, Tensor], Tensor]
 """(images, noise) to images of the same shape and range; `noise` is standard normal, of the images' shape."""
@@ -125,10 +125,10 @@ def robustness_table(found: Mapping[str, Judged], label: str) -> Table:
     if not found:
         raise ApgdTeachError("no corruption was judged; give one or more.")
     first = next(iter(found.values()))
-    plain = _mean_lost(first, label)
+    plain = mean_lost(first, label)
     rows = []
     for name, judged in found.items():
-        gone = _mean_lost(judged, label)
+        gone = mean_lost(judged, label)
         more = "–" if judged is first else f"{gone.points - plain.points:+.1f}".replace("-", "−")
         rows.append(
             (
@@ -147,7 +147,14 @@ def robustness_table(found: Mapping[str, Judged], label: str) -> Table:
     )
 
 
-def _mean_lost(judged: Judged, label: str) -> Lost:
+def mean_lost(judged: Judged, label: str) -> Lost:
+    """What a network loses against the experts in the mean over the tasks.
+
+    Raises:
+        ApgdTeachError: no network of that label was judged.
+
+    Lesson: 09.
+    """
     merged = judged.of(label)
     each = [lost(judged.experts[task], merged[task]) for task in judged.tasks]
     # Tasks that show the same pictures are not independent: the mean of the margins is what holds whatever they share.

@@ -33,7 +33,8 @@ weights_only=True, which runs nothing of them. An expert goes by the name of its
 
 _CHECK = f"""
 Looks at the headers of all files, and says whether they can be merged, what would happen to each tensor, and what it
-would need. No tensor is read, nothing is written. The exit code is 0 if they can be merged, 1 if not.
+would need. No tensor is read (but of a pickle, which has to be read whole and lies in a temporary folder
+meanwhile), nothing is written. The exit code is 0 if they can be merged, 1 if not.
 {_INPUTS}"""
 
 _CHECK_EXAMPLES = """

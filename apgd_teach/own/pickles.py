@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -37,7 +38,7 @@ def convert(path: Path, folder: Path, label: str) -> Path:
         label: whose it is, for the sentences, and the file's name.
 
     Returns:
-        The file, named after the SHA-256 of the pickle.
+        The file, called like the pickle, in a folder named after its SHA-256.
 
     Raises:
         MergeError: it asks for code to be run (which is not done), is damaged, holds no state dict, or there is no
@@ -61,9 +62,18 @@ def convert(path: Path, folder: Path, label: str) -> Path:
             raise MergeError(f"{where} has tensor '{name}', which is sparse, quantised or without values; convert it.")
     # safetensors writes no memory twice: tied tensors become copies, as everywhere where files are merged.
     own = {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
-    made = folder / f"{sha256_of([path], lambda one: one.open('rb'))}.safetensors"
-    if not made.exists():
-        save_file(own, made, metadata={"format": "pt"})
+    # The hash names a folder, and not the file: a merge into a folder calls its file as the base's is called.
+    place = folder / sha256_of([path], lambda one: one.open("rb"))
+    place.mkdir(exist_ok=True)
+    made = place / f"{path.stem}.safetensors"
+    try:
+        if not made.exists():
+            save_file(own, made, metadata={"format": "pt"})
+    except (OSError, SafetensorError) as error:
+        raise MergeError(
+            f"{where} has to be written once as safetensors, and '{folder}' cannot take it ({error}); free some space, "
+            "or set TMPDIR to a folder on another disk."
+        ) from None
     return made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from apgd_teach.errors import MergeError
@@ -131,13 +132,13 @@ def draw_parts(audit: Audit) -> Drawing | None:
     with styled():
         drawn, axes = figure(columns=panels, width=8.4, height=1.8 + 0.3 * len(names))
         places = range(len(names))
-        axes[0].barh(places, [float(str(one)) for one in lengths], color=look(0)["color"])
+        axes[0].barh(places, [_number(one) for one in lengths], color=look(0)["color"])
         axes[0].set(xlabel="‖τ‖ of all merged tensors", title="Length of each expert's step")
         axes[0].set_yticks(places, [_short(str(name)) for name in names])
         if panels == 2:
             for number, (label, values) in enumerate((("average", average), (audit.method, left))):
                 axes[1].plot(
-                    [100 * float(str(one)) for one in values],
+                    [100 * _number(one) for one in values],
                     [place + 0.16 * (2 * number - 1) for place in places],
                     label=label,
                     **{**look(number), "linestyle": ""},
@@ -147,8 +148,14 @@ def draw_parts(audit: Audit) -> Drawing | None:
             axes[1].legend(loc="best")
         for axis in axes:
             axis.set_ylim(len(names) - 0.4, -0.6)
-    words = f"{len(names)} experts; the shortest step is {min(lengths):.3g} long, the longest {max(lengths):.3g}."  # type: ignore[type-var]
+    known = [_number(one) for one in lengths]
+    words = f"{len(names)} experts; the shortest step is {min(known):.3g} long, the longest {max(known):.3g}."
     return Drawing(drawn, words)
+
+
+def _number(cell: object) -> float:
+    """A cell of a table as a number; NaN, which is not drawn, where it has none: an expert that is the base itself."""
+    return float(cell) if isinstance(cell, int | float) else math.nan
 
 
 def page(audit: Audit) -> str:

@@ -45,13 +45,16 @@ def typed(line: str, folder: str | os.PathLike[str]) -> Typed:
         folder: to stand in.
 
     Raises:
-        ApgdTeachError: the line is of another program, or there is no such folder.
+        ApgdTeachError: the line is of another program or cannot be read, or there is no such folder.
 
     Lesson: 09.
     """
     from apgd_teach.cli import main
 
-    program, *arguments = shlex.split(line) or [""]
+    try:
+        program, *arguments = shlex.split(line, posix=os.name != "nt") or [""]
+    except ValueError as error:
+        raise ApgdTeachError(f"'{line}' cannot be read as a command ({error}); close every quotation mark.") from None
     if program != _PROGRAM:
         raise ApgdTeachError(f"'{program}' is not run from here; begin the line with {_PROGRAM}.")
     said = io.StringIO()

@@ -37,7 +37,7 @@ header("10")
 #
 # 1. **Prediction.** A range of points and a reason, written down before anything is run. Without it every result looks
 #    as if one had known.
-# 2. **Change.** One thing. Two changes at once have no cause.
+# 2. **Change.** One thing. With two you cannot tell which one mattered.
 # 3. **Measurement.** Paired by seed, with intervals, on seeds that chose nothing.
 # 4. **Explanation.** Why it came so, and a second measurement that could have spoken against that reason.
 #
@@ -134,25 +134,35 @@ say(
 )
 
 # %% [markdown]
-# > **Predict before you run.** Between which two numbers of points will *same length* minus *average* lie, in the mean
-# > over the tasks? Write your own into the next cell, with your reason, in place of ours.
+# > **Predict before you run.** Between which two numbers of points will *same length* minus *average* lie, on average
+# > over the tasks? Write your own into the next cell, with your reason, in place of ours. (A range narrower than the
+# > interval that three seeds will give can only come out open: lesson 07 says how wide these are.)
 
 # %%
 prediction = Prediction(
-    low=-0.5,
-    high=0.5,
-    because="the lengths differ by a small factor, and what one task wins of the step another one loses",
+    low=-1.5,
+    high=1.5,
+    because="what one task wins of the step another one loses",
 )
 
 # %% [markdown]
-# **Measurement.** First on the pool to try things on: does the method run, is its step about as long?
+# **Measurement.** First on the pool to try things on: does the method run, and is its step about as long?
 
 # %%
 from apgd_teach.evaluate import compare
 from apgd_teach.merging import Apgd, Average, merge
+from apgd_teach.merging.statedict import relative_norm
 
 METHODS = {"average": Average(), "same length": SameLength(), "apgd": Apgd()}
 tried = {label: merge(workshop.base, workshop.experts, method) for label, method in METHODS.items()}
+steps = {label: 100 * relative_norm(workshop.base, one.state_dict) for label, one in tried.items()}
+say(
+    "‖M‖ / ‖θ₀‖: "
+    + "; ".join(f"{label} {step:.1f} %" for label, step in steps.items())
+    + ". (The mean of vectors of equal length is shorter than they are, and how much depends on their angles.)"
+)
+
+# %%
 compare(workshop, tried, images=profile.compared_images, split="validation").table()
 
 # %% [markdown]
@@ -209,20 +219,23 @@ Table(
 )
 
 # %%
+difference = trials.against("same length", "average")
 known = [one for one in correlations if one == one]
 said = ", ".join(f"{one:+.2f}".replace("-", "−") for one in known) or "none"
 speaks = (
-    "it speaks for the reason"
-    if known and max(known) < 0
-    else "it speaks against the reason"
-    if known and min(known) > 0
-    else "the seeds do not agree, so it speaks for nothing"
+    "no difference was seen, so there is little to explain"
+    if difference.verdict == "no difference seen"
+    else "at every seed the short ones gained, as the reason says"
+    if len(known) == len(pools) and max(known) < 0
+    else "at every seed the long ones gained, against the reason"
+    if len(known) == len(pools) and min(known) > 0
+    else "the seeds do not agree, so it says nothing"
 )
 study = Study(
     question="Is the average better when every task counts by its direction alone?",
     change="each task vector of a layer gets the mean length; everything else is the average's",
     prediction=prediction,
-    found=trials.against("same length", "average"),
+    found=difference,
     explanation=f"rank correlation of length and gain over the tasks, seed by seed: {said}; {speaks}",
 )
 study.table()
@@ -250,16 +263,18 @@ by_chance = problem("10.2").use(by_chance)
 half = next(n for n in range(1, 1000) if by_chance(n) > 0.5)
 say(
     f"With one idea: {100 * by_chance(1):.1f} %. With five: {100 * by_chance(5):.0f} %. From {half} ideas that do "
-    "nothing on, a false winner is more likely than none. So a study says how many were tried, and a winner among many "
-    "is tried again on new seeds.",
+    "nothing on, a false winner is more likely than none. (Ideas that are scored on the same seeds are not quite "
+    "independent, so these are rough.) So a study says how many were tried, and a winner among many is tried again on "
+    "new seeds.",
     holds={"a few dozen ideas make a false winner likely": half < 60},
 )
 
 # %% [markdown]
 # ## Your study
 #
-# Take one of the ideas below or one of your own. Write `mine`, put your prediction into the cell after the ideas, and
-# only then run that one.
+# Take one of the ideas below or one of your own. Write it into the cell after the ideas, look at it on validation
+# images of the pool to try things on, write down your prediction, and only then measure, on seeds that this notebook
+# has not looked at yet (their pools are trained when they are needed, which takes as long as lesson 07's did).
 #
 # **1 · Experts that agree count more.** Those whose direction is close to the mean's get more weight.
 #
@@ -283,32 +298,31 @@ say(
 #
 # ```python
 # def mine(tau):
-#     return tau.median(dim=0).values
+#     return tau.quantile(0.5, dim=0)
 # ```
 #
-# **4 · Careful where they disagree.** The step of a layer in proportion to how much of its task vectors' length is left
-# when they are added up (lesson 03).
+# **4 · Careful where they disagree.** The average's step of a layer, shortened to the share of the task vectors' length
+# that is left when they are added up (lesson 03).
 #
 # ```python
 # def mine(tau):
-#     together = tau.sum(dim=0)
-#     return together * together.norm() / tau.flatten(1).norm(dim=1).sum()
+#     left = tau.sum(dim=0).norm() / tau.flatten(1).norm(dim=1).sum()
+#     return left * tau.mean(dim=0)
 # ```
 #
-# **5 · Is `apgd` too careful?** The same direction, half as long again (lesson 06).
+# **5 · Is `apgd` too careful?** Its limit twice as far (lesson 06): no function, but a setting, and another reference,
+# `REFERENCE = "apgd"`.
 #
 # ```python
-# def mine(tau):
-#     return 1.5 * Apgd()(tau).matrix
+# my_method = Apgd(reach=2 * Apgd().reach)
 # ```
 
 # %%
 REFERENCE = "average"
-my_prediction = None  # Prediction(low=…, high=…, because="…")
 
 
 def mine(tau):
-    """The learner's own method; the average until then."""
+    """The learner's own update of a layer; the average's until then."""
     return tau.mean(dim=0)
 
 
@@ -320,24 +334,39 @@ class Mine:
         return mine(task_vectors)
 
 
-if my_prediction is None:
-    my_study = "No prediction yet, so nothing was run."
-else:
+my_method = Mine()
+compare(
+    workshop,
+    {**tried, "mine": merge(workshop.base, workshop.experts, my_method)},
+    images=profile.compared_images,
+    split="validation",
+).table()
+
+# %%
+my_prediction = None  # Prediction(low=…, high=…, because="…")
+if my_prediction is not None:
+    my_pools = {seed: pool_of(seed=seed) for seed in (SEED + 40, SEED + 50, SEED + 60)}
     my_trials = try_methods(
-        pools, {**METHODS, "mine": Mine()}, images=profile.compared_images, title="mine"
+        my_pools, {**METHODS, "mine": my_method}, images=profile.compared_images, title="mine"
     )
-    my_study = Study(
-        question="…",
-        change="…",
-        prediction=my_prediction,
-        found=my_trials.against("mine", REFERENCE),
-    ).table()
-my_study
+my_trials.standing(bold=("mine",)) if my_prediction else "No prediction yet: nothing was run."
 
 # %% [markdown]
 # Then the explanation: which second measurement could speak against your reason? The figures and tables of the lessons
 # are all at hand: what of the gap is closed (04), what the tasks share (05), how long each layer's step is (the audit's
-# last column). And the worst task: `my_trials.standing()`.
+# last column).
+
+# %%
+my_study = my_prediction and Study(
+    question="…",
+    change="…",
+    prediction=my_prediction,
+    found=my_trials.against("mine", REFERENCE),
+    explanation="",
+)
+my_study.table() if my_study else "Nothing to explain yet."
+
+# %% [markdown]
 #
 # ## What this run showed
 
@@ -348,7 +377,7 @@ say(
         "-", "−", 1
     )
     + f"{study.outcome[0].upper()}{study.outcome[1:]}.** The reason was that *{prediction.because}*. The second "
-    f"measurement, over {len(tasks)} tasks at {len(pools)} seeds: {speaks}. One idea was tried; one network, one kind "
+    f"measurement, over {len(tasks)} tasks at {len(pools)} seeds: {speaks}. This was one idea, one network, one kind "
     "of experts.",
     holds={"the change was measured at every seed": len(trials.seeds) == len(pools)},
     facts={"10.points": found.points},

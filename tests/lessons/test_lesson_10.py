@@ -84,13 +84,15 @@ def test_an_idea_runs_as_it_stands_and_is_no_average(idea: str) -> None:
         def __call__(self, task_vectors: torch.Tensor) -> torch.Tensor:
             return room["mine"](task_vectors)
 
+    method = room.get("my_method", Mine())
+
     draws = torch.Generator().manual_seed(0)
     base = {"one.weight": torch.randn(12, 8, generator=draws)}
     experts = {
         name: {"one.weight": base["one.weight"] + scale * torch.randn(12, 8, generator=draws)}
         for name, scale in (("a", 0.1), ("b", 0.2), ("c", 0.3))
     }
-    merged = merge(base, experts, Mine()).state_dict["one.weight"]
+    merged = merge(base, experts, method).state_dict["one.weight"]
     average = merge(base, experts, "average").state_dict["one.weight"]
     assert torch.isfinite(merged).all()
     assert not torch.allclose(merged, average, atol=1e-3)

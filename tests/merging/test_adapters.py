@@ -231,6 +231,8 @@ def without(name: str) -> State:
         (adapter(), {"peft_type": "IA3"}, "is of an adapter of type 'IA3', and only LoRA is a sum"),
         (adapter(), {"use_dora": True}, "is of DoRA, which rescales every column, and not a sum"),
         (adapter(), {"layer_replication": [[0, 2]]}, "is of an adapter that repeats layers"),
+        (adapter(), {"init_lora_weights": "pissa_niter_16"}, "was begun as 'pissa_niter_16', which takes what"),
+        (adapter(), {"init_lora_weights": "olora"}, "belongs to another base than the one given"),
         (adapter(), {"lora_alpha": "much"}, "has lora_alpha = 'much', no number"),
         (adapter(), {"lora_alpha": None}, "has lora_alpha = None, no number"),
         (without(ONE), {}, "of the adapter's two matrices for 'block.q' one is missing"),

@@ -4,6 +4,8 @@ import hashlib
 import json
 import math
 import os
+import pickle
+import platform
 import subprocess
 import sys
 import tempfile
@@ -468,3 +470,23 @@ def test_what_the_library_writes_in_bytes_is_read_from_bytes(base, tmp_path: Pat
     (tmp_path / "m.safetensors").write_bytes(save(base, metadata={"format": "pt", "of": "us"}))
     opened = open_checkpoint(tmp_path / "m.safetensors")
     assert opened.metadata == {"m.safetensors": {"format": "pt", "of": "us"}}
+
+
+def test_a_copy_on_another_machine_is_known_by_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker elsewhere has the same file with times and a number of its own, and stands in another folder."""
+    there = tmp_path / "there"
+    there.mkdir()
+    save_file({"a": torch.arange(6.0)}, there / "model.safetensors")
+    monkeypatch.chdir(there)
+    packed = pickle.dumps(open_checkpoint("model.safetensors"))
+    monkeypatch.chdir(tmp_path)
+    content = (there / "model.safetensors").read_bytes()
+    (there / "model.safetensors").unlink()
+    (there / "model.safetensors").write_bytes(content)
+    with pytest.raises(MergeError, match="has changed since the merge began"):
+        pickle.loads(packed).read("a")
+    monkeypatch.setattr(platform, "node", lambda: "another machine")
+    assert torch.equal(pickle.loads(packed).read("a"), torch.arange(6.0))
+    (there / "model.safetensors").write_bytes(content + b" ")
+    with pytest.raises(MergeError, match="has changed since the merge began"):
+        pickle.loads(packed).read("a")

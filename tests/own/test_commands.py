@@ -552,3 +552,118 @@ def test_bash_completes_what_is_typed(folder: Path, capsys: pytest.CaptureFixtur
     assert set(completed("apgd-teach", "me")) == {"merge"}
     assert set(completed("apgd-teach", "merge", "base.safetensors", "ada", "--method", "ts")) == {"tsv_m"}
     assert "base.safetensors" in completed("apgd-teach", "merge", "ba")
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--report", "merged.safetensors.json", "--card", "x.html", "--report", "x.html"], "'x.html' is to hold two"),
+        (["--report", "audit.json", "--report", "audit.json"], "'audit.json' is to hold two things"),
+        (["--report", "ada/adapter_config.json"], "is an input or lies in one"),
+        (["--card", "ben/card.md"], "is an input or lies in one"),
+        (["--engine", "dask", "--workers", "2"], "--workers is for one process"),
+    ],
+)
+def test_what_would_be_written_over_is_said_before_anything_is_computed(
+    folder: Path, more: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(folder.rglob("*"))
+    assert main(["merge", "base.safetensors", *EXPERTS, "--out", "merged.safetensors", *more]) == 1
+    assert says in capsys.readouterr().err
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_an_expert_that_is_the_base_itself_has_a_report_with_figures(folder: Path) -> None:
+    save_file(load_file("base.safetensors"), "same.safetensors")
+    given = ["base.safetensors", "ada", "same.safetensors", "--out", "merged.safetensors"]
+    assert main(["merge", *given, "--report", "audit.html", "--card", "card.html"]) == 0
+    assert "data:image/png;base64," in Path("audit.html").read_text()
+
+
+def test_the_memory_that_is_foretold_counts_what_is_averaged(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def foretold(*policy: str) -> float:
+        assert main(["check", "large.safetensors", "one.safetensors", *policy]) == 0
+        found = re.search(r"at most ([\d.]+) (MB|GB)", capsys.readouterr().out)
+        assert found is not None
+        return float(found[1]) * (1000 if found[2] == "GB" else 1)
+
+    state = {"embed.weight": torch.zeros(30_000, 100), "a.weight": torch.zeros(8, 8)}
+    save_file(state, "large.safetensors")
+    save_file({name: one + 1 for name, one in state.items()}, "one.safetensors")
+    tau = 4 * 30_000 * 100 / 1e6
+    assert foretold("--policy", "embed*=average") >= 300 + 2 * tau
+    assert foretold("--policy", "embed*=average") == foretold("--policy", "embed*=merge")
+
+
+def test_a_pickle_s_merge_in_a_folder_has_a_file_of_its_name(folder: Path) -> None:
+    torch.save(load_file("base.safetensors"), "start.pt")
+    torch.save(load_file("ada/model.safetensors"), "ada.pt")
+    assert main(["merge", "start.pt", "ada.pt", "--out", "made", "--report", "audit.json"]) == 0
+    assert [one.name for one in Path("made").iterdir()] == ["start.safetensors"]
+    audit = Audit.from_json(Path("audit.json").read_text())
+    assert audit.files["base"] == ("start.pt",)
+    assert re.fullmatch("[0-9a-f]{64}", audit.inputs["base"])
+
+
+def test_an_evaluation_imports_what_lies_beside_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    there = folder / "scripts"
+    there.mkdir()
+    (there / "my_own_helpers_of_this_test.py").write_text("from torch import arange\n")
+    lines = ["def evaluate(state, task):", "    from my_own_helpers_of_this_test import arange"]
+    (there / "score.py").write_text("\n".join([*lines, "    return arange(9), arange(9)"]))
+    given = ["merge", "base.safetensors", *EXPERTS, "--out", "merged.safetensors", "--evaluate", "scripts/score.py"]
+    assert main(given) == 0
+
+
+def test_an_evaluation_that_ends_the_program_is_a_sentence(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("ends.py").write_text("import sys\nsys.exit(3)\n")
+    given = ["merge", "base.safetensors", *EXPERTS, "--out", "merged.safetensors", "--evaluate", "ends.py"]
+    assert main(given) == 1
+    assert "'ends.py' fails when it is run (SystemExit: 3)" in capsys.readouterr().err
+    assert not Path("merged.safetensors").exists()
+
+
+@pytest.mark.parametrize("returned", ["[0.0, 1.0], [0, 1]", "[0, 1], [0.0, 1.0]"])
+def test_classes_that_are_no_whole_numbers_are_a_sentence(
+    folder: Path, returned: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("half.py").write_text(f"def evaluate(state, task):\n    return {returned}\n")
+    given = ["merge", "base.safetensors", *EXPERTS, "--out", "merged.safetensors", "--evaluate", "half.py"]
+    assert main(given) == 1
+    said = capsys.readouterr().err
+    assert "a whole number, for each example" in said
+    assert "'merged.safetensors' is written, and was not judged" in said
+
+
+def test_names_that_are_missing_do_not_lose_the_card(folder: Path) -> None:
+    Path("my_eval.py").write_text(EVALUATION)
+    Path("about.json").write_text(json.dumps({"classes": {"ada": ["red"]}}))
+    given = ["merge", "base.safetensors", *EXPERTS, "--out", "merged.safetensors", "--evaluate", "my_eval.py"]
+    assert main([*given, "--card", "card.md", "--about", "about.json"]) == 0
+    assert "red" in Path("card.md").read_text()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")
+@pytest.mark.parametrize(
+    "line",
+    [
+        "compress base.safetensors ada/model.safetensors --energy 0.99 --out small",
+        "merge start.pt ada --out merged.safetensors",
+    ],
+)
+def test_a_disk_that_takes_no_more_is_one_sentence(folder: Path, line: str) -> None:
+    torch.save(load_file("base.safetensors"), "start.pt")
+    before = sorted(folder.rglob("*"))
+    program = (
+        "import resource, signal, sys\n"
+        "from apgd_teach.cli import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        f"sys.exit(main({line.split()}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, encoding="utf-8", timeout=120)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "free some space" in done.stderr.splitlines()[-1]
+    assert sorted(folder.rglob("*")) == before

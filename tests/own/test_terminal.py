@@ -71,3 +71,8 @@ def test_other_programs_are_not_run(folder: Path, line: str, words: str) -> None
 def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ApgdTeachError, match="cannot be entered"):
         typed(GOOD, tmp_path / "nowhere")
+
+
+def test_a_quotation_mark_that_is_left_open_is_one_sentence(folder: Path) -> None:
+    with pytest.raises(ApgdTeachError, match="close every quotation mark"):
+        typed("apgd-teach check it's", folder)
