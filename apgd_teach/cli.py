@@ -65,6 +65,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             raise
         return 1
+    except Exception as error:
+        # Of PyTorch, NumPy and Dask, which are not imported to ask: what a user can do something about.
+        if type(error).__name__ not in _TO_DO:
+            raise
+        reason = str(error).strip().partition("\n")[0][:160]
+        print(f"{_TO_DO[type(error).__name__]} ({type(error).__name__}: {reason}).", file=sys.stderr)
+        return 1
+
+
+_TO_DO = {
+    "MemoryError": "There is no room in memory: take fewer --workers, or another machine",
+    "OutOfMemoryError": "The device has no room: take --device cpu, or fewer --workers",
+    "LinAlgError": "A layer's singular vectors could not be found: look for huge or broken values in it",
+    "KilledWorker": "A layer ended several workers, one after the other: give each more memory",
+    "NoValidWorkerError": "The scheduler has no workers: start some",
+}
+"""What to do about errors of libraries, by their class's name."""
 
 
 def make_parser() -> argparse.ArgumentParser:

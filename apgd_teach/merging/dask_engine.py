@@ -49,7 +49,7 @@ class OverDask:
 
     Args:
         client: a `distributed.Client`, or the address of a scheduler ("tcp://…"), or None for a cluster of this
-            machine's own that lives as long as the merge.
+            machine's own that lives until the `with` block of this object ends.
         ahead: layers in work or waiting to be written, for every worker.
 
     Raises:

@@ -145,11 +145,18 @@ def merge(options: argparse.Namespace) -> int:
                 **settings,
             )
         audit = given.as_given(audit)
+        # Before anything that may fail: the model is there, and this is what there is to know of it.
+        for finding in audit.findings:
+            _tell(f"Warning: {finding}")
         for path in options.report:
-            write(audit, path)
+            try:
+                write(audit, path)
+            except OSError as error:
+                raise MergeError(
+                    f"'{options.out}' is written, and its report '{path}' is not ({error.strerror}); make room, and "
+                    "merge again into another place."
+                ) from None
         judged = _judged(options, given, brought.evaluate)
-    for finding in audit.findings:
-        _tell(f"Warning: {finding}")
     assert audit.output is not None
     merged = sum(row.policy in ("merge", "column") for row in audit.rows)
     print(
@@ -306,6 +313,8 @@ def compress(options: argparse.Namespace) -> int:
 
     if options.out.exists():
         raise MergeError(f"'{options.out}' is there already; give a new folder.")
+    if not options.out.absolute().parent.is_dir():
+        raise MergeError(f"there is no folder '{options.out.parent}' for '{options.out.name}'; make it first.")
     with _ended_like_ctrl_c():
         base = open_checkpoint(options.base, "base")
         model = open_checkpoint(options.model, "the merged model")

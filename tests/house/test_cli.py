@@ -207,3 +207,31 @@ def test_the_doctor_prints_a_table() -> None:
     done = call("doctor")
     assert done.stdout.splitlines()[0].split() == ["what", "found", "needed", "verdict"]
     assert "\nPython " in done.stdout
+
+
+@pytest.mark.parametrize("name", ["OutOfMemoryError", "LinAlgError", "KilledWorker"])
+def test_what_a_library_raises_and_a_user_can_change_is_one_sentence(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from apgd_teach import cli
+
+    def fails(options: object) -> int:
+        raise type(name, (RuntimeError,), {})("CUDA out of memory. Tried to allocate 4 GiB.\nmore words")
+
+    monkeypatch.setattr(cli, "_doctor", fails)
+    assert cli.main(["doctor"]) == 1
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert said.startswith(cli._TO_DO[name])
+    assert "Tried to allocate 4 GiB." in said
+
+
+def test_what_nobody_can_change_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    from apgd_teach import cli
+
+    def fails(options: object) -> int:
+        raise ZeroDivisionError("a mistake of ours")
+
+    monkeypatch.setattr(cli, "_doctor", fails)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["doctor"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -100,12 +101,14 @@ def test_a_share_of_the_numbers_is_spent_where_it_holds_most(base: State) -> Non
     assert set(made.factors) == {"a.weight"}
     assert torch.equal(made.state_dict(base)["conv.weight"], base["conv.weight"])
 
-    def lost(one: LowRank) -> float:
+    def lost(one: LowRank, names: Iterable[str] = draw) -> float:
         back = one.state_dict(base)
-        return math.sqrt(sum(float((back[name] - moved[name]).square().sum()) for name in draw))
+        return math.sqrt(sum(float((back[name] - moved[name]).square().sum()) for name in names))
 
-    even = low_rank(base, moved, energy=0.3)
-    assert lost(made) < lost(even)
+    each = [low_rank({name: base[name]}, {name: moved[name]}, share=0.3) for name in draw]
+    assert sum(one.numbers for one in each) <= 0.3 * full
+    apart = math.sqrt(sum(lost(one, [name]) ** 2 for one, name in zip(each, draw, strict=True)))
+    assert lost(made) < apart
     assert low_rank(base, moved, share=1.0).numbers <= full
 
 

@@ -62,7 +62,7 @@ def test_check_says_what_would_happen(folder: Path, capsys: pytest.CaptureFixtur
     assert "Pre-flight: can be merged" in said
     assert "Tensors: 2 merged, 1 averaged, 1 kept as the base has them (head.weight)." in said
     for name in ("ada", "ben", "cleo"):
-        assert f"{name}/model.safetensors" in said or name in said
+        assert re.search(rf"^{name} +\S*model.safetensors +4 ", said, re.MULTILINE), said
     assert sorted(one.name for one in folder.iterdir()) == ["ada", "base.safetensors", "ben", "cleo"]
 
 
@@ -667,3 +667,30 @@ def test_a_disk_that_takes_no_more_is_one_sentence(folder: Path, line: str) -> N
     assert "Traceback" not in done.stderr
     assert "free some space" in done.stderr.splitlines()[-1]
     assert sorted(folder.rglob("*")) == before
+
+
+def test_a_folder_that_is_not_there_is_said_before_a_model_is_compressed(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["compress", "base.safetensors", "ada/model.safetensors", "--energy", "0.9", "--out", "nowhere/small"]
+    assert main(given) == 1
+    assert "there is no folder 'nowhere' for 'small'" in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written_leaves_a_model_and_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from apgd_teach.own import report
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(report, "write_atomically", full)
+    far = {name: 3 * one for name, one in load_file("base.safetensors").items()}
+    save_file(far, "far.safetensors")
+    given = ["merge", "base.safetensors", "ada", "far.safetensors", "--out", "merged.safetensors"]
+    assert main([*given, "--report", "audit.json"]) == 1
+    said = capsys.readouterr().err
+    assert "Warning: " in said
+    assert "'merged.safetensors' is written, and its report 'audit.json' is not" in said
+    assert Path("merged.safetensors").exists()

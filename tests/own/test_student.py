@@ -72,8 +72,15 @@ def test_a_student_can_learn_from_pictures_of_nothing(pool: Pool) -> None:
     pictures = {task: generated(400, (1, 28, 28), seed) for seed, task in enumerate(pool.tasks)}
     made = student_of(pool, pool.experts, pictures=pictures, recipe=SHORT, progress=False)
     assert made.learned_from == "an expert for each task, given pictures"
-    for verdict in made.verdicts(pool, images=300).values():
-        assert 5 < verdict.accuracy <= 100
+    encoder = pool.encoder()
+    for task, shown in pictures.items():
+        encoder.load_state_dict(pool.experts[task])
+        with torch.no_grad():
+            taught = pool.head(task)(encoder(shown)).argmax(dim=1)
+            learned = made.model(task)(shown).argmax(dim=1)
+        # Always naming what the expert names most often would come to that share.
+        often = float(taught.bincount().max()) / len(taught)
+        assert float((taught == learned).float().mean()) > often + 0.05
 
 
 def test_generated_pictures_are_pictures() -> None:
