@@ -25,18 +25,19 @@ class About:
     """What a card says that no merge can know.
 
     Attributes:
-        title, purpose, limits, examples, classes, sources: as `card.Card` takes them.
+        title, purpose, limits, examples, chosen, classes, sources: as `card.Card` takes them.
     """
 
     title: str = "a merged model"
     purpose: str = "not stated"
     limits: str = "not stated"
     examples: str = "not stated"
+    chosen: str = "not stated"
     classes: Mapping[str, list[str]] = field(default_factory=dict)
     sources: Mapping[str, Source] = field(default_factory=dict)
 
 
-_TEXTS = ("title", "purpose", "limits", "examples")
+_TEXTS = ("title", "purpose", "limits", "examples", "chosen")
 
 
 def about(path: Path) -> About:

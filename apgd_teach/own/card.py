@@ -58,6 +58,7 @@ class Card:
         choice: of methods and settings, where there was one.
         robustness: the same networks on worse pictures, by corruption.
         examples: what they were judged on, in words: which split, how many, from where.
+        chosen: what chose method and settings, in words, where there was no `choice`.
 
     Raises:
         ApgdTeachError: something was judged, and `label` is none of its networks; or a source is of no input.
@@ -76,6 +77,7 @@ class Card:
     choice: Choice | None = None
     robustness: Mapping[str, Judged] = field(default_factory=dict)
     examples: str = _UNSAID
+    chosen: str = _UNSAID
 
     def __post_init__(self) -> None:
         for one in (self.judged, *self.robustness.values()):
@@ -163,7 +165,7 @@ class Card:
 
     def _chosen(self) -> list[Part]:
         if self.choice is None:
-            return ["Method and settings were given; no data chose them for this model."]
+            return [f"Method and settings were given. What chose them: {self.chosen}."]
         return [self.choice.advice, self.choice.table()]
 
 

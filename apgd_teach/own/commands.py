@@ -254,6 +254,7 @@ def _card(audit: Audit, judged: Judged | None, said: About) -> Card:
         label=_MERGED,
         classes=said.classes,
         examples=said.examples,
+        chosen=said.chosen,
     )
 
 

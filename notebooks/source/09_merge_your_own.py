@@ -349,6 +349,7 @@ ABOUT = {
     "title": "four tasks in one encoder",
     "purpose": "a lesson",
     "examples": f"the first {images:,} test images of each task at most",
+    "chosen": f"labelled validation images, {images:,} of each task at most, among ten candidates",
     "classes": {task: list(pool.tasks[task].classes) for task in TASKS},
     "sources": {
         "base": {"data": "MNIST and Fashion-MNIST, distorted", "licence": "CC BY-SA 3.0; MIT"},
@@ -361,7 +362,7 @@ ABOUT = {
 (folder / "about.json").write_text(json.dumps(ABOUT), encoding="utf-8")
 made = typed(
     f"apgd-teach merge {FILES} {found.options} --out merged.safetensors --report audit.json "
-    "--evaluate my_eval.py --about about.json --card card.html",
+    "--evaluate my_eval.py --about about.json --card card.md",
     folder,
 )
 made
@@ -399,15 +400,11 @@ print(approved)
 print(in_use)
 
 # %% [markdown]
-# The card is a page. Its beginning, as text:
+# The card begins so. (`--card card.html` makes a page of it, with figures.)
 
 # %%
-from apgd_teach.own.card import Card
-
-card = Card(
-    ABOUT["title"], audit, purpose=ABOUT["purpose"], judged=judged, label=found.best, choice=found
-)
-print(card.to_markdown().partition("## What was lost")[0])
+card = (folder / "card.md").read_text(encoding="utf-8")
+print(card.partition("## What was lost")[0])
 
 # %% [markdown]
 # What nobody has said or measured stands in it as *not stated*, or *nobody has looked*.

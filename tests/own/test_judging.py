@@ -287,7 +287,7 @@ def test_a_card_says_what_is_known_and_what_nobody_said(card: Card, world: World
     assert text.count("not stated") >= 5  # limits, and the data and licences of three inputs
     assert "Judged on: 300 made-up examples a task." in text
     assert "Nobody has looked." in text
-    assert "Method and settings were given; no data chose them for this model." in text
+    assert "Method and settings were given. What chose them: not stated." in text
     for name, digest in card.audit.inputs.items():
         assert digest in text, name
     heads = re.findall(r"^## (.*)$", text, re.MULTILINE)
