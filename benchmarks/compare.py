@@ -61,6 +61,8 @@ HERE = Path(__file__).parent
 RESULTS = Path(os.environ.get("RESULTS", HERE / "compare.json"))
 SEEDS = (30, 31, 32, 33, 34)
 SECOND = RESULTS.with_name(f"{RESULTS.stem}_again.json")
+DOCUMENTS = [HERE.parent / "README.md", HERE.parent / "docs" / "merging.md"]
+"""They show tables of the comparison; `report` writes them in."""
 SEEDS_AGAIN = (35, 36, 37, 38, 39)
 RATES = ("mild", "hot")
 OPTIMIZERS = ("sgd", "adamw")
@@ -291,6 +293,11 @@ def pools_of(
         yield f"{name}{tier}, {optimizer} {regime}", pool
 
 
+def plan() -> dict[str, int]:
+    """By suite, how many pools there are to be."""
+    return {name: len(SEEDS) * len(suite.optimizers) * len(RATES) for name, suite in SUITES.items()}
+
+
 def rows(suite: str, pool: Pool) -> list[str]:
     """The labels of a suite."""
     return [label for label in makers(pool) if suite in ABLATED or label not in ABLATIONS]
@@ -423,7 +430,7 @@ def run(given: argparse.Namespace) -> None:
     """What was asked for. What merging costs is measured elsewhere (`cost.py`): here rows share what they can."""
     remember_decompositions()
     if given.command == "report":
-        compared.write(RESULTS, SECOND, GROUPS)
+        compared.write(RESULTS, SECOND, GROUPS, plan(), DOCUMENTS)
     elif given.command == "join":
         join([RESULTS, *given.files], RESULTS)
     elif given.command == "again":

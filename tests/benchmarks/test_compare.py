@@ -153,6 +153,9 @@ def written(compare: ModuleType, path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """The page that the command writes."""
     monkeypatch.setattr(compare, "RESULTS", path)
     monkeypatch.setattr(compare, "SECOND", path.with_name("compare_again.json"))
+    document = path.with_name("document.md")
+    document.write_text("Before.\n<!-- compare: methods -->\nold\n<!-- compare end -->\nAfter.\n", encoding="utf-8")
+    monkeypatch.setattr(compare, "DOCUMENTS", [document])
     monkeypatch.setattr(sys, "argv", ["compare.py", "report"])
     compare.main()
     return path.with_suffix(".md").read_text()
@@ -184,6 +187,30 @@ def test_the_page_is_made_from_the_file_alone(
     first = (filled.with_suffix(".md").read_bytes(), (tmp_path / "compare_families.png").read_bytes())
     written(compare, filled, monkeypatch)
     assert first == (filled.with_suffix(".md").read_bytes(), (tmp_path / "compare_families.png").read_bytes())
+
+
+def test_documents_show_the_tables_that_they_name(
+    compare: ModuleType, filled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = written(compare, filled, monkeypatch)
+    text = filled.with_name("document.md").read_text(encoding="utf-8")
+    assert text.startswith("Before.\n<!-- compare: methods -->\n")
+    assert text.endswith("\n<!-- compare end -->\nAfter.\n")
+    assert "old" not in text
+    rows = [line for line in text.splitlines() if line.startswith("| TSV-M |")]
+    assert len(rows) == 1
+    assert rows[0] in page
+    with pytest.raises(KeyError):
+        compare.compared.insert("<!-- compare: nothing -->\n<!-- compare end -->", {"methods": ""})
+
+
+def test_the_page_says_how_much_of_the_plan_was_measured(
+    compare: ModuleType, filled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = written(compare, filled, monkeypatch)
+    assert "| 8 tasks, MLP | 30, 31 | 4 | 20 |" in page
+    assert "| 8 tasks, ConvNet | none yet | 0 | 20 |" in page
+    assert "| 4 tasks, ConvNet | none yet | 0 | 10 |" in page
 
 
 def test_a_row_that_one_seed_lacks_is_in_no_table(
@@ -303,7 +330,11 @@ def test_the_page_that_is_kept_is_that_of_the_file_that_is_kept(compare: ModuleT
     if compared.by_tasks(trials):
         pictures["tasks"] = "compare_tasks.png"
     again = compared.finished(load(folder / "compare_again.json"))
-    assert (folder / "compare.md").read_text() == compared.page(trials, again, compare.GROUPS, pictures)
+    assert (folder / "compare.md").read_text() == compared.page(trials, again, compare.GROUPS, pictures, compare.plan())
+    tables = compared.quoted(trials, compare.GROUPS, compare.plan())
+    for document in compare.DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        assert compared.insert(text, tables) == text
     assert all((folder / one).exists() for one in pictures.values())
 
 
