@@ -18,7 +18,7 @@ def distorted(images: Tensor) -> Tensor:
     Returns:
         The same shape and range.
 
-    Source: method.md §4A, §4E. Lesson: 01, 08.
+    Lesson: 01, 08.
     """
     one = _grey if images.shape[1] == 1 else _colour
     return torch.cat([one(part) for part in images.chunk(4)])

@@ -332,7 +332,7 @@ class Comparison:
 
         1 is as good as the experts, 0 no better than the base, below 0 worse than not fine-tuning at all.
 
-        Source: method.md §4.
+        Source: (19) in docs/equations.md. Lesson: 07.
         """
         room = self.average("experts") - self.average("base")
         return (self.average(label) - self.average("base")) / room if room > 1e-3 else math.nan
@@ -360,7 +360,7 @@ class Comparison:
     def gap(self, label: str) -> dict[str, float]:
         """Lⱼ(θ*) − Lⱼ(θⱼ) per task, in nats: how much more loss than the task's own expert.
 
-        Source: method.md §2.1. Lesson: 02, 04.
+        Source: (3) in docs/equations.md. Lesson: 02, 04.
         """
         scores = self._scores(label)
         return {task: scores[task].loss - self.experts[task].loss for task in scores}

@@ -143,7 +143,7 @@ def make_pool(
         ApgdTeachError: an unknown name, a seed that is none, or a training that diverged (what was finished before it
             is kept). `DataError`, one of its kinds, where it is the data.
 
-    Source: method.md §4A. Lesson: 01.
+    Lesson: 01.
     """
     chosen = regime if isinstance(regime, Recipe) else recipe(regime, optimizer, expert_steps)
     place = pick_device(device)
@@ -185,7 +185,7 @@ def joint_network(pool: Pool, how: Recipe, *, cache: Cache | None = None, progre
     Returns:
         The weights and their card.
 
-    Source: method.md §6. Lesson: 07.
+    Lesson: 07.
     """
     return _Trainer(pool.network, pool.seed, pool.device, cache or Cache(), progress).joint(pool, how)
 

@@ -35,7 +35,7 @@ class ConvNet(nn.Module):
     conv 5×5/2 → 48, 3×3/2 → 96, 3×3/2 → 192, linear → `features`: 1,388,928 parameters. Without normalisation every
     weight is a plain linear map, so a merge has nothing to recalibrate.
 
-    Source: method.md §4A. Lesson: 01.
+    Lesson: 01.
     """
 
     features = 384
@@ -63,7 +63,7 @@ class MLP(nn.Module):
 
     927,232 parameters.
 
-    Source: method.md §4B. Lesson: 01.
+    Lesson: 01.
     """
 
     features = 512
@@ -101,7 +101,7 @@ class ColourConvNet(nn.Module):
     conv 5×5/2 → 48, 3×3/2 → 96, 3×3/2 → 192, linear → `features`: 1,391,664 parameters. A GroupNorm keeps no
     statistics, so a merge has nothing to recalibrate; its scales and shifts are vectors.
 
-    Source: method.md §4E. Lesson: 08.
+    Lesson: 08.
     """
 
     features = 384

@@ -55,7 +55,7 @@ def regmean(
         DataAccessError: it was called inside a merge.
 
     Source: Jin et al., "Dataless Knowledge Fusion by Merging Weights of Language Models", ICLR 2023, arXiv 2212.09849;
-    method.md §6. Lesson: 07.
+    Lesson: 07.
     """
     sets = _pictures("RegMean", pool, images, split)
     _check(0 <= shrink <= 1, f"shrink={shrink!r} is no share; give a number from 0 to 1")
@@ -163,7 +163,7 @@ def adamerging(
         DataAccessError: it was called inside a merge.
 
     Source: Yang et al., "AdaMerging: Adaptive Model Merging for Multi-Task Learning", ICLR 2024, arXiv 2310.02575;
-    method.md §6. Lesson: 07.
+    Lesson: 07.
     """
     sets = _pictures("AdaMerging", pool, images, split)
     _check(_whole(steps, 0), f"steps={steps!r} is no number of steps; give a whole number, 0 or more")
@@ -269,7 +269,7 @@ def joint(pool: Pool, recipe: Recipe | None = None, *, cache: Cache | None = Non
         ApgdTeachError: the pool has no task, or the training diverged.
         DataAccessError: it was called inside a merge.
 
-    Source: method.md §6. Lesson: 07.
+    Lesson: 07.
     """
     refuse_data("the images that joint training learns from")
     _check(len(pool.tasks) > 0, "this pool has no task to learn from; make it with at least one")

@@ -65,7 +65,7 @@ class Recipe:
     Raises:
         ApgdTeachError: an unknown optimiser, or numbers that cannot be followed.
 
-    Source: method.md §4. Lesson: 01.
+    Lesson: 01.
     """
 
     optimizer: str
@@ -162,7 +162,7 @@ def train_base(
         ApgdTeachError: the training diverged (as for every training here: no network of NaN is handed on), or the
             network takes no pictures of that shape.
 
-    Source: method.md §4A. Lesson: 01.
+    Lesson: 01.
     """
     families = [source.task(f"{family.name}-{family.plain}") for family in source.families]
     offsets = [sum(len(family.classes) for family in families[:i]) for i in range(len(families) + 1)]
@@ -282,7 +282,7 @@ def train_jointly(
     Returns:
         The weights, and the mean of the tasks' validation accuracies.
 
-    Source: method.md §6. Lesson: 07.
+    Lesson: 07.
     """
     sets = {name: (task.train.images.to(device), task.train.labels.to(device)) for name, task in tasks.items()}
     share = max(1, how.batch_size // len(tasks))

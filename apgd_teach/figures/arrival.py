@@ -81,7 +81,7 @@ def measure_arrival(
         ApgdTeachError: there is no number of steps or one that is no whole number from 1, S is the projected optimum
             already, or a share that `Apgd` refuses (`MergeError`, one of its kinds).
 
-    Source: method.md §2.4, §3, §4. Lesson: 06.
+    Source: (9), (14), (15), (16), (17) in docs/equations.md. Lesson: 06.
     """
     if not steps or any(isinstance(one, bool) or not isinstance(one, int) or one < 1 for one in steps):
         raise ApgdTeachError(f"the steps are {steps!r}; give whole numbers from 1.")

@@ -44,7 +44,7 @@ def walk(quadratic: Objective, start: Tensor, basis: Tensor) -> Iterator[Tensor]
     Yields:
         M, shape (out, in); the n-th (counted from 0) is where `descend` ends after n steps.
 
-    Source: method.md §2.4, §3. Lesson: 06.
+    Source: (9), (14), (15), (16), (17) in docs/equations.md. Lesson: 06.
     """
     gradient, unit = free_gradient(quadratic, basis, start)
     steepest = largest_curvature(quadratic.curvature, basis, gradient)
@@ -79,7 +79,7 @@ def walk_adam(
     Yields:
         M, shape (out, in).
 
-    Source: arXiv 2501.01230 and its port in fusion-bench; method.md §3, §5.7. Lesson: 06.
+    Source: arXiv 2501.01230 and its port in fusion-bench; (14) in docs/equations.md, difference 7. Lesson: 06.
     """
     delta, first, second = (torch.zeros_like(start) for _ in range(3))
     step = 0
@@ -173,7 +173,7 @@ def measure_descent(
         ApgdTeachError: τ is no stack of matrices or does not move anything, `steps` is no whole number from 1, or a
             setting that `Apgd` refuses (`MergeError`, one of its kinds).
 
-    Source: method.md §2.4, §3, §5.7. Lesson: 06.
+    Source: (9), (14), (15), (16), (17) in docs/equations.md, difference 7. Lesson: 06.
     """
     if task_vectors.ndim != 3:
         raise ApgdTeachError(

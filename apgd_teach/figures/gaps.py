@@ -95,7 +95,7 @@ def estimated_gaps(
     Raises:
         ApgdTeachError: tasks, labels or tensors do not fit together.
 
-    Source: method.md §2.1, §2.2. Lesson: 04.
+    Source: (3), (4), (5) in docs/equations.md. Lesson: 04.
     """
     tasks = list(compared.titles)
     for what, given in (("task vectors", vectors), *((("gradients", gradients),) if gradients is not None else ())):
@@ -161,7 +161,7 @@ def measure_estimates(
     Raises:
         ApgdTeachError: as `compare` and `estimated_gaps` do.
 
-    Source: method.md §2.1, §2.2. Lesson: 04.
+    Source: (3), (4), (5) in docs/equations.md. Lesson: 04.
     """
     if gradients is None:
         gradients = loss_gradients(Evaluator(pool, images=images), pool.base)
@@ -217,7 +217,7 @@ def loss_gradients(evaluator: Evaluator, state: StateDict) -> dict[str, dict[str
     Raises:
         ApgdTeachError: the state dict is of another network.
 
-    Source: method.md §2.2. Lesson: 04.
+    Source: (4), (5) in docs/equations.md. Lesson: 04.
     """
     found = {}
     for task in evaluator.pool.tasks:
@@ -252,7 +252,7 @@ def gradient_cosines(
     Raises:
         ApgdTeachError: there is no task, or one lacks a task vector or a gradient.
 
-    Source: method.md §2.2. Lesson: 04.
+    Source: (4), (5) in docs/equations.md. Lesson: 04.
     """
     chosen = list(vectors if tasks is None else tasks)
     lacking = [task for task in chosen if task not in vectors or task not in gradients]
@@ -318,7 +318,7 @@ def draw_estimate(measured: Estimates, *, label: str) -> Drawing:
     Raises:
         ApgdTeachError: there is no such label.
 
-    Source: method.md §2.2. Lesson: 04.
+    Source: (4), (5) in docs/equations.md. Lesson: 04.
     """
     if label not in measured.measured:
         raise ApgdTeachError(f"nothing called '{label}' was estimated; there are: {', '.join(measured.measured)}.")
@@ -434,7 +434,7 @@ def gap_along(
     Raises:
         ApgdTeachError: fewer than two points, no such task, or a state dict of another network.
 
-    Source: method.md §2.1, §2.2. Lesson: 04.
+    Source: (3), (4), (5) in docs/equations.md. Lesson: 04.
     """
     chosen = list(evaluator.pool.tasks if tasks is None else tasks)
     path = loss_path(evaluator, base, merged, chosen, points)
@@ -477,7 +477,7 @@ def draw_along(measured: Along, *, share: float, task: str = "all") -> Drawing:
     Raises:
         ApgdTeachError: there is no such task, or nothing was measured at that share.
 
-    Source: method.md §2.2. Lesson: 04.
+    Source: (4), (5) in docs/equations.md. Lesson: 04.
     """
     place = place_of(measured.steps, share, "a share of the way")
     if task != "all" and task not in measured.titles:
@@ -613,7 +613,7 @@ def measure_heat(estimates: Mapping[float, Estimates], *, label: str = "average"
     Raises:
         ApgdTeachError: there are no estimates, some lack gradients, or nothing of that label was estimated.
 
-    Source: method.md §2.2. Lesson: 04.
+    Source: (4), (5) in docs/equations.md. Lesson: 04.
     """
     if not estimates:
         raise ApgdTeachError("there are no estimates to put side by side; give one for each learning rate.")
@@ -657,7 +657,7 @@ def draw_heat(measured: Heat) -> Drawing:
     Args:
         measured: what `measure_heat` gave.
 
-    Source: method.md §2.2. Lesson: 04.
+    Source: (4), (5) in docs/equations.md. Lesson: 04.
     """
     lines = {
         "gap, without data": measured.gaps,

@@ -82,7 +82,7 @@ def pairwise_interference(vectors: Mapping[str, StateDict]) -> Interference:
     Raises:
         ApgdTeachError: fewer than two tasks, tasks of different tensors, or none of the tensors is a matrix.
 
-    Source: method.md §1, §2.5. Lesson: 03.
+    Source: (1), (2), (10) in docs/equations.md. Lesson: 03.
     """
     if len(vectors) < 2:
         raise ApgdTeachError(f"interference needs two tasks, and there are task vectors of {len(vectors)}; give more.")
@@ -399,7 +399,7 @@ def measure_pairs(
     Raises:
         ApgdTeachError: there are fewer than two experts, or one of a task that the evaluator does not have.
 
-    Source: method.md §2.1. Lesson: 03.
+    Source: (3) in docs/equations.md. Lesson: 03.
     """
     vectors = task_vectors(base, experts)
     between = pairwise_interference(vectors)

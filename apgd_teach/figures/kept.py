@@ -171,7 +171,7 @@ def measure_side_by_side(
     Raises:
         ApgdTeachError: there is no comparison of one of the pools.
 
-    Source: method.md §6. Lesson: 03.
+    Lesson: 03.
     """
     if set(pools) != set(beside):
         raise ApgdTeachError("each pool needs a comparison of its own to stand beside; give one under its name.")
@@ -226,7 +226,7 @@ def kept_by(vectors: Mapping[str, StateDict], method: str) -> Kept:
         vectors: τ by task and tensor; those of two axes and more are the weights.
         method: its name in `merge`.
 
-    Source: method.md §6. Lesson: 03.
+    Lesson: 03.
     """
     layers = [key for key, one in next(iter(vectors.values())).items() if one.ndim >= 2]
     if method == "ties":

@@ -108,7 +108,7 @@ def measure_laboratory(
         ApgdTeachError: the laboratory has more or fewer than two weights, or a number is too small; `MergeError`, one
             of its kinds: there is no such granularity.
 
-    Source: method.md §2.3, §4. Lesson: 04, 06.
+    Source: (6), (7), (8) in docs/equations.md. Lesson: 04, 06.
     """
     if laboratory.initial.numel() != 2:
         raise ApgdTeachError(
@@ -164,7 +164,7 @@ def laboratory_along(
     Raises:
         ApgdTeachError: fewer than two points.
 
-    Source: method.md §2.2, §4. Lesson: 04.
+    Source: (4), (5) in docs/equations.md. Lesson: 04.
     """
     if points < 2:
         raise ApgdTeachError(f"a line has two ends, so points must be at least 2, not {points}.")
@@ -221,7 +221,7 @@ def measure_overestimates(
     Raises:
         ApgdTeachError: there is nothing to measure, or experts that did not move have no gap to estimate.
 
-    Source: method.md §2.2, §4. Lesson: 04.
+    Source: (4), (5) in docs/equations.md. Lesson: 04.
     """
     if not trained or 0 in trained.values():
         raise ApgdTeachError("give at least one number of steps, each from 1 on, or None for training for ever.")
@@ -456,7 +456,7 @@ def measure_gap_closed(
     Raises:
         ApgdTeachError: there is no seed; `MergeError`, one of its kinds: a laboratory or share that is none.
 
-    Source: method.md §4. Lesson: 04, 06.
+    Lesson: 04, 06.
     """
     check_share(protect)
     if not len(seeds):

@@ -79,7 +79,7 @@ def gap_closed(compared: Comparison, label: str, reference: str = "average") -> 
         ApgdTeachError: one of them was not compared, tasks have different numbers of images, or the reference has no
             gap to close.
 
-    Source: method.md §2.1. Lesson: 06.
+    Source: (3) in docs/equations.md. Lesson: 06.
     """
     whole = fmean(compared.gap(reference).values())
     compared.gap(label)  # refuses a label that is none

@@ -116,7 +116,7 @@ def measure_way(base: StateDict, experts: Mapping[str, StateDict]) -> Way:
     Raises:
         ApgdTeachError: the state dicts do not fit together (`MergeError`, one of its kinds).
 
-    Source: method.md §2, §3. Lesson: 05.
+    Source: (2) to (17) in docs/equations.md. Lesson: 05.
     """
     vectors = layer_vectors(base, experts)
     return Way(
@@ -218,7 +218,7 @@ def measure_moved(
         merged: by pool and label, merges of that pool.
         compared: by pool, the accuracies of these.
 
-    Source: method.md §2.4. Lesson: 05.
+    Source: (9) in docs/equations.md. Lesson: 05.
     """
 
     def movement(way: Way, network: StateDict, begun: float) -> Movement:
@@ -278,7 +278,7 @@ def measure_kept(ways: Mapping[str, Way]) -> Kept:
     Raises:
         ApgdTeachError: there is no pool.
 
-    Source: method.md §2.4, §2.5. Lesson: 05.
+    Source: (9), (10) in docs/equations.md. Lesson: 05.
     """
     if not ways:
         raise ApgdTeachError("there is no pool here; give one or more.")
@@ -359,7 +359,7 @@ def measure_prices(ways: Mapping[str, Way], sweeps: Mapping[str, RankSweep]) -> 
         ways: by pool.
         sweeps: by pool, with the published basis.
 
-    Source: method.md §2.3, §2.4. Lesson: 05.
+    Source: (6), (7), (8), (9) in docs/equations.md. Lesson: 05.
     """
 
     def prices(way: Way, sweep: RankSweep) -> dict[float, Price]:

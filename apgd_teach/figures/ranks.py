@@ -154,7 +154,7 @@ def measure_rank(
     Raises:
         ApgdTeachError: `protect` is among the settings, there is no share or it is none; and what `merge` raises.
 
-    Source: method.md §2.5, §4. Lesson: 05, 07.
+    Source: (10) in docs/equations.md. Lesson: 05, 07.
     """
     if "protect" in settings:
         raise ApgdTeachError("'protect' is what this figure varies; give the shares in `shares`.")
@@ -379,7 +379,7 @@ def measure_angles(
     Raises:
         ApgdTeachError: the shapes do not fit, or there is no such rank or no draw.
 
-    Source: Björck and Golub, 1973; method.md §2.5. Lesson: 05.
+    Source: Björck and Golub, 1973; (10) in docs/equations.md. Lesson: 05.
     """
     if one.ndim != 2 or one.shape != other.shape:
         raise ApgdTeachError(
@@ -528,7 +528,7 @@ def measure_sharing(task_vectors: Tensor, *, draws: int = 8, seed: int = 0) -> S
     Raises:
         ApgdTeachError: these are no task vectors of one layer, or there is no draw.
 
-    Source: method.md §2.5. Lesson: 05.
+    Source: (10) in docs/equations.md. Lesson: 05.
     """
     if task_vectors.ndim != 3:
         raise ApgdTeachError(

@@ -105,7 +105,7 @@ def measure_residuals(
         ApgdTeachError: names and task vectors do not fit, a task vector is zero, nothing is to be held, `size` is no
             whole number from 1, or a share that `Apgd` refuses (`MergeError`, one of its kinds).
 
-    Source: method.md §2.2, §2.3. Lesson: 06.
+    Source: (4), (5), (6), (7), (8) in docs/equations.md. Lesson: 06.
     """
     if task_vectors.ndim != 3 or len(tasks) != len(task_vectors) or len(set(tasks)) != len(tasks):
         raise ApgdTeachError(
@@ -196,7 +196,7 @@ def draw_residual(measured: Residuals, *, task: str, held: str | None = None) ->
     Raises:
         ApgdTeachError: it was not measured.
 
-    Source: method.md §2.3. Lesson: 06.
+    Source: (6), (7), (8) in docs/equations.md. Lesson: 06.
     """
     held = next(iter(measured.found)) if held is None else held
     if held not in measured.found:

@@ -42,7 +42,7 @@ def layer_vectors(base: StateDict, experts: Mapping[str, StateDict]) -> dict[str
     Raises:
         ApgdTeachError: the state dicts do not fit together (`MergeError`, one of its kinds).
 
-    Source: method.md §1. Lesson: 05.
+    Source: (1), (2) in docs/equations.md. Lesson: 05.
     """
     vectors = task_vectors(base, experts)
     return {
@@ -152,7 +152,7 @@ def measure_overlaps(
     Raises:
         ApgdTeachError: there are fewer than two tasks, or there is no such rank.
 
-    Source: method.md §2.5. Lesson: 05.
+    Source: (10) in docs/equations.md. Lesson: 05.
     """
     if len(vectors) < 2:
         raise ApgdTeachError(f"there are {len(vectors)} tasks; give two or more, which can overlap.")
@@ -219,7 +219,7 @@ def measure_held(vectors: Mapping[str, Tensor], *, seed: int = 0) -> Held:
         vectors: by layer, τ (task, out, in), as `layer_vectors` gives it; r = min(out, in) is 6 or more.
         seed: of the shuffling and the rotations.
 
-    Source: method.md §2.5. Lesson: 05.
+    Source: (10) in docs/equations.md. Lesson: 05.
     """
 
     def shares(taus: Tensor) -> tuple[float, float, float]:
@@ -281,7 +281,7 @@ def measure_firmness(
     Raises:
         ApgdTeachError: there are fewer than three tasks, or the layer is too small to protect a sixth of it.
 
-    Source: method.md §2.5. Lesson: 05.
+    Source: (10) in docs/equations.md. Lesson: 05.
     """
     tasks, out, columns = vectors.shape
     rank, per_task = min(out, columns) // 6, max(1, min(out, columns) // tasks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -91,12 +91,18 @@ class Sizes:
 
 
 def measure_sizes(
-    evaluator: Evaluator, base: StateDict, merged: StateDict, shares: Sequence[float], *, progress: bool = True
+    evaluator: Evaluator | Callable[[StateDict], Mapping[str, float]],
+    base: StateDict,
+    merged: StateDict,
+    shares: Sequence[float],
+    *,
+    progress: bool = True,
 ) -> Sizes:
     """Cut a merge's update to several shares of its numbers, each spent where it holds most, and score what is left.
 
     Args:
-        evaluator: of the pool, on the images that are to be looked at.
+        evaluator: of a pool, on the images that are to be looked at; or, for models of your own, a function that
+            gives the accuracy (%) of a state dict on each task, by its name.
         base: θ₀.
         merged: θ₀ + M.
         shares: in per cent, each above 0 and up to 100.
@@ -112,7 +118,10 @@ def measure_sizes(
         raise ApgdTeachError("no share was given; give one or more, in per cent.")
 
     def scored(state: StateDict) -> tuple[float, float]:
-        found = [score.accuracy for score in evaluator.scores(state).values()]
+        if isinstance(evaluator, Evaluator):
+            found = [score.accuracy for score in evaluator.scores(state).values()]
+        else:
+            found = [float(one) for one in evaluator(state).values()]
         return fmean(found), min(found)
 
     cuts = []
@@ -124,7 +133,7 @@ def measure_sizes(
                 Cut(
                     share,
                     100 * kept.numbers / kept.full,
-                    100 * _energy(kept.rows, base, merged),
+                    100 * kept.energy,
                     accuracy,
                     worst,
                     kept.rows,
@@ -132,12 +141,6 @@ def measure_sizes(
             )
             ticks.update()
     return Sizes(scored(base)[0], scored(merged)[0], tuple(cuts))
-
-
-def _energy(rows: Sequence[Kept], base: StateDict, merged: StateDict) -> float:
-    """The share of ‖M‖² that is kept, over all that changed."""
-    squares = {row.name: float((merged[row.name].double() - base[row.name].double()).square().sum()) for row in rows}
-    return sum(row.energy * squares[row.name] for row in rows) / sum(squares.values())
 
 
 def draw_sizes(sizes: Sizes, kept: float, *, title: str = "The merged update in fewer numbers") -> Drawing:
@@ -159,7 +162,7 @@ def draw_sizes(sizes: Sizes, kept: float, *, title: str = "The merged update in 
         drawn, (curve, layers) = figure(1, 2, width=10.0, height=3.8)
         _curve(curve, sizes, one)
         for place, row in enumerate(matrices):
-            most = min(row.shape[0], _columns(row.shape))
+            most = row.most
             rank = most if row.rank is None else row.rank
             layers.barh(place, 100 * rank / most, color=COLORS[0], height=0.6)
             words = f"{rank} of {most}" if row.rank is not None else "whole"
@@ -185,13 +188,6 @@ def draw_sizes(sizes: Sizes, kept: float, *, title: str = "The merged update in 
         f"accuracy is {one.accuracy:.1f} %: {lossy} with all of them. The base has {sizes.base:.1f} %.",
         {"numbers (%)": one.numbers, "energy (%)": one.energy, "mean accuracy (%)": one.accuracy},
     )
-
-
-def _columns(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape[1:]:
-        count *= size
-    return count
 
 
 def _curve(axes: Axes, sizes: Sizes, marked: Cut) -> None:

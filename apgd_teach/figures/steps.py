@@ -89,7 +89,7 @@ def after_steps(
     Yields:
         M, shape (out, in).
 
-    Source: method.md §3. Lesson: 06.
+    Source: (14), (15), (16), (17) in docs/equations.md. Lesson: 06.
     """
     if not isinstance(quadratic, Full):
         for step, update in enumerate(islice(walk(quadratic, start, basis), max(steps) + 1)):
@@ -175,7 +175,7 @@ def descended(
         ApgdTeachError: there is no such way, a number of steps is no whole number from 0, or a way's share is none; and
             what `merge` raises.
 
-    Source: method.md §2.4, §3. Lesson: 06.
+    Source: (9), (14), (15), (16), (17) in docs/equations.md. Lesson: 06.
     """
     for label, count in steps.items():
         if label not in ways:
@@ -262,7 +262,7 @@ def measure_steps(
         ApgdTeachError: there is no way, one has no number of steps or one that is none or no share that is one, or
             the experts are of other tasks than the evaluator's; and what `merge` raises.
 
-    Source: method.md §2.4, §3. Lesson: 06.
+    Source: (9), (14), (15), (16), (17) in docs/equations.md. Lesson: 06.
     """
     if not ways:
         raise ApgdTeachError("there is no way to walk; give one, {'row': Way('row', 1 / 6, (3, 10, 30))}.")

@@ -70,7 +70,7 @@ def measure_surrogates(base: StateDict, vectors: Mapping[str, StateDict], merged
     Raises:
         ApgdTeachError: there is no merge, one is called "base", or they merged different layers.
 
-    Source: method.md §2.3. Lesson: 04.
+    Source: (6), (7), (8) in docs/equations.md. Lesson: 04.
     """
     if not merged or "base" in merged:
         raise ApgdTeachError("give at least one merge, and none of them called 'base'.")

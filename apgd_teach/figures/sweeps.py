@@ -145,7 +145,7 @@ def sweep(
     Raises:
         ApgdTeachError: there is no coefficient, one is no finite number, or the tasks are not the evaluator's.
 
-    Source: method.md §4, §6. Lesson: 03.
+    Lesson: 03.
     """
     if not len(coefficients):
         raise ApgdTeachError("a sweep over no merging coefficient shows nothing; give at least one number.")
@@ -195,7 +195,7 @@ def combined(base: StateDict, vectors: Mapping[str, StateDict], coefficient: flo
     Raises:
         ApgdTeachError: λ is no finite number.
 
-    Source: method.md §6. Lesson: 03.
+    Lesson: 03.
     """
     step, taus = TaskArithmetic(coefficient).coefficient, list(vectors.values())
     return {key: one + step * sum(tau[key] for tau in taus) if key in taus[0] else one for key, one in base.items()}
@@ -345,7 +345,7 @@ def draw_methods(compared: Comparison, *, task: str = "all") -> Drawing:
     Raises:
         ApgdTeachError: there is no such task, or no method was compared.
 
-    Source: method.md §4. Lesson: 07.
+    Lesson: 07.
     """
     if not compared.merged:
         raise ApgdTeachError("no method was compared; give `compare` at least one merged network.")

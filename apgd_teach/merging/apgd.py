@@ -133,7 +133,7 @@ class Apgd:
     Raises:
         MergeError: a setting that is none.
 
-    Source: Wei et al., ICML 2025, arXiv 2501.01230; method.md §2, §3. Lesson: 06.
+    Source: Wei et al., ICML 2025, arXiv 2501.01230; (2) to (17) in docs/equations.md. Lesson: 06.
     """
 
     granularity: str = "full"
@@ -258,6 +258,8 @@ class Apgd:
 
         Returns:
             reach · ‖θ₀‖² / (τ̄ √r); infinite where nobody said how long the base is, or it is zero.
+
+        Source: (18) in docs/equations.md. Lesson: 06.
         """
         lengths = [length for tau in task_vectors if (length := norm(tau)) > 0]
         if self.reach is None or not layer.base_norm > 0 or not lengths:
@@ -339,7 +341,7 @@ def reshaped(update: Tensor, share: float, longest: float = math.inf, *, least: 
     Returns:
         M, shape (out, in), and the share of r = min(out, in) of its directions that were cut.
 
-    Source: method.md §4F; with share 1, no limit and M = Σ τᵢ this is Iso-C, arXiv 2502.04959. Lesson: 06.
+    Source: (18) in docs/equations.md; with share 1, no limit and M = Σ τᵢ this is Iso-C, arXiv 2502.04959. Lesson: 06.
     """
     # M = U S Vᵀ; from the smaller Gram side (MMᵀ = U S² Uᵀ) comes all that is needed, in double precision, since a Gram
     # matrix squares the condition. MPS has none, and a double has no wider type: these take the SVD.

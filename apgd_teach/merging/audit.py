@@ -25,7 +25,7 @@ Measured on pools of the course (ConvNet and MLP, SGD and AdamW, mild and hot, t
 without, 65. So a long step is a bad sign, and a short one no promise: the average of the MLP's hot SGD experts, 29 %,
 fell far below the base. The same at other limits, and how long the steps of each method were: `benchmarks/steps.md`.
 
-Source: method.md §4, §5.9. Lesson: 02, 06.
+Source: difference 9 in docs/equations.md. Lesson: 02, 06.
 """
 
 _HEADS = {

@@ -14,7 +14,7 @@ __all__ = ["Average"]
 class Average:
     """Every expert counts the same, in every layer. It has no settings.
 
-    Source: Wortsman et al., "Model soups", ICML 2022, arXiv 2203.05482; method.md §6. Lesson: 02.
+    Source: Wortsman et al., "Model soups", ICML 2022, arXiv 2203.05482. Lesson: 02.
     """
 
     name: ClassVar[str] = "average"

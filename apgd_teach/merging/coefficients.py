@@ -19,7 +19,7 @@ def task_aware(task_vectors: Tensor, coefficient: float = 0.3, eta: float | None
     Returns:
         λ, shape (task,); 0 for a zero task vector.
 
-    Source: method.md §2.6. Lesson: 03.
+    Source: (12) in docs/equations.md. Lesson: 03.
     """
     norms = torch.linalg.vector_norm(task_vectors, dim=(1, 2))
     moved = norms > 0

@@ -34,7 +34,7 @@ class Dare:
 
     Facts for the audit: "coefficients", λ per task; "kept", the share of entries not dropped, per task.
 
-    Source: Yu et al., "Language Models are Super Mario", ICML 2024, arXiv 2311.03099; method.md §6. Lesson: 03.
+    Source: Yu et al., "Language Models are Super Mario", ICML 2024, arXiv 2311.03099. Lesson: 03.
     """
 
     coefficient: float = 0.3

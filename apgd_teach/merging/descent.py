@@ -38,7 +38,7 @@ def off(basis: Tensor, matrix: Tensor) -> Tensor:
 
     This is the projection of the method: the gradient keeps only what the tasks do not share.
 
-    Source: method.md §2.4. Lesson: 05, 06.
+    Source: (9) in docs/equations.md. Lesson: 05, 06.
     """
     return matrix - basis @ (basis.mT @ matrix) if basis.shape[1] else matrix
 
@@ -48,6 +48,8 @@ def free_gradient(quadratic: Objective, basis: Tensor, update: Tensor) -> tuple[
 
     At length one, because a gradient is of third order in τ: squares of it would be lost to a short τ. Projected twice:
     where most of ∇ is protected, rounding leaves of it what a small curvature would blow up.
+
+    Source: (9) in docs/equations.md. Lesson: 06.
     """
     gradient = quadratic.gradient(update)
     free = off(basis, off(basis, gradient))
@@ -66,7 +68,7 @@ def largest_curvature(curvature: Callable[[Tensor], Tensor], basis: Tensor, star
         start: where to begin, (out, in): a gradient sees every direction that descent can move in.
         steps: at most so many; it ends when the estimate changes by less than a thousandth.
 
-    Source: method.md §3. Lesson: 06.
+    Source: (14), (15), (16), (17) in docs/equations.md. Lesson: 06.
     """
     direction = off(basis, start)
     found = 0.0
@@ -102,7 +104,7 @@ def descend(
     Returns:
         M (out, in) and the path, `steps` + 1 entries.
 
-    Source: method.md §2.4, §3. Lesson: 06.
+    Source: (9), (14), (15), (16), (17) in docs/equations.md. Lesson: 06.
     """
     gradient, unit = free_gradient(quadratic, basis, start)
     safe = rate is None

@@ -165,7 +165,7 @@ def run(
     Raises:
         MergeError: the policy does not fit, or the method returned something that is no update.
 
-    Source: method.md §1.
+    Source: (1), (2) in docs/equations.md.
     """
     settings = _settings(method)  # what cannot be recorded is better known before than after the work
     decisions = inputs.decisions(method)

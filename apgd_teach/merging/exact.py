@@ -31,7 +31,7 @@ def spectral_filter(values: Tensor, kind: str, strength: float) -> Tensor:
     Raises:
         MergeError: there is no such filter.
 
-    Source: method.md §3. Lesson: 06.
+    Source: (14), (15), (16), (17) in docs/equations.md. Lesson: 06.
     """
     if kind == "cutoff":
         # What rounding makes of zero is dropped with it.
@@ -63,7 +63,7 @@ def full_solution(quadratic: Full, start: Tensor, basis: Tensor, kind: str, stre
     Returns:
         M, shape (out, in).
 
-    Source: method.md §3. Lesson: 06.
+    Source: (14), (15), (16), (17) in docs/equations.md. Lesson: 06.
     """
     values, vectors = _directions(quadratic)
     shares = spectral_filter(values.clamp_min(0), kind, strength)[: vectors.shape[1]]
@@ -108,7 +108,7 @@ def conjugate_gradients(
     Returns:
         M (out, in), and how many steps it took.
 
-    Source: method.md §3. Lesson: 06.
+    Source: (14), (15), (16), (17) in docs/equations.md. Lesson: 06.
     """
     gradient, unit = free_gradient(quadratic, basis, start)
     moved = torch.zeros_like(start)
@@ -151,7 +151,7 @@ def row_solution(
         M (out, in), and how many steps it took. Whether the equations are met is for the caller to look at: experts
         that contradict each other in a unit have none that meets them, and `conjugate_gradients` minimises the rest.
 
-    Source: method.md §3. Lesson: 06.
+    Source: (14), (15), (16), (17) in docs/equations.md. Lesson: 06.
     """
     missing = -quadratic.residual(start)
     products = torch.stack([quadratic.along(tau.to(start.dtype)) for tau in quadratic.task_vectors], dim=1)
@@ -199,7 +199,7 @@ def minimise(
     Returns:
         M (out, in), of the dtype of S, and how many steps all of it took. Never worse than S.
 
-    Source: method.md §3. Lesson: 06.
+    Source: (14), (15), (16), (17) in docs/equations.md. Lesson: 06.
     """
     fine = start.dtype == torch.float64
     enough = (1e-7 if fine else 1e-4) if tolerance is None else tolerance

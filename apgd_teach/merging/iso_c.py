@@ -29,13 +29,13 @@ class IsoC:
 
     Attributes:
         coefficient: λ, which multiplies the flattened sum (not the mean) of the task vectors. The authors' code
-            searches it on validation data, up to 3; 1 is the value without any, and method.md §4 found 1.5 a good one
-            for eight tasks.
+            searches it on validation data, up to 3; 1 is the value without any, and the project's own runs found 1.5 a
+            good one for eight tasks.
 
     Facts for the audit: "rank", how many directions there are; "mean_value", σ̄, and "largest_value", σ₁, of Σ τᵢ:
     their ratio says how peaked the sum was.
 
-    Source: Marczak et al., "No Task Left Behind", ICML 2025, arXiv 2502.04959; method.md §6. Lesson: 07.
+    Source: Marczak et al., "No Task Left Behind", ICML 2025, arXiv 2502.04959. Lesson: 07.
     """
 
     coefficient: float = 1.0

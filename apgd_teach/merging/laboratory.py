@@ -36,7 +36,7 @@ class Laboratory:
         lr: step of that gradient descent.
         steps: how many; None when it went on until θⱼ = Wⱼ.
 
-    Source: method.md §4. Lesson: 04, 06.
+    Source: (21) in docs/equations.md. Lesson: 04, 06.
     """
 
     initial: Tensor
@@ -101,7 +101,7 @@ class Laboratory:
         Returns:
             shape (task,).
 
-        Source: method.md §2.2, §4. Lesson: 04.
+        Source: (4), (5) in docs/equations.md. Lesson: 04.
         """
         gradients = torch.stack([self.gradient(task, self.initial) for task in range(self.n_tasks)])
         return taylor_gap_with_gradient(gradients, self.task_vectors, weight - self.initial)
@@ -139,7 +139,7 @@ class Laboratory:
         Returns:
             W, shape (out, in). It uses the covariances: a known answer.
 
-        Source: method.md §2.4, §3. Lesson: 06.
+        Source: (9), (14), (15), (16), (17) in docs/equations.md. Lesson: 06.
         """
         given = self.task_vectors.mean(dim=0) if shared is None else shared
         free = self.optimum() - self.initial
@@ -195,7 +195,7 @@ def make_laboratory(
     Raises:
         MergeError: a number is out of its range, the directions do not fit into `in_`, or `lr` would diverge.
 
-    Source: method.md §4. Lesson: 04, 06.
+    Source: (21) in docs/equations.md. Lesson: 04, 06.
     """
     if min(n_tasks, out, in_) < 1:
         raise MergeError(

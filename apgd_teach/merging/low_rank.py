@@ -37,6 +37,7 @@ class Kept:
         rank: of the product; None where the tensor is kept whole.
         energy: ‖what is kept‖² / ‖M‖².
         numbers: how many are stored.
+        square: ‖M‖².
     """
 
     name: str
@@ -44,6 +45,12 @@ class Kept:
     rank: int | None
     energy: float
     numbers: int
+    square: float
+
+    @property
+    def most(self) -> int:
+        """The largest rank that a matrix of its shape can have."""
+        return min(self.shape[0], math.prod(self.shape[1:])) if self.shape else 1
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,12 @@ class LowRank:
     def full(self) -> int:
         """How many numbers the tensors have that changed."""
         return sum(math.prod(row.shape) for row in self.rows)
+
+    @property
+    def energy(self) -> float:
+        """‖what is kept‖² / ‖M‖² over all tensors together."""
+        whole = sum(row.square for row in self.rows)
+        return sum(row.energy * row.square for row in self.rows) / whole if whole else 1.0
 
     def table(self) -> Table:
         """One row per tensor that changed, and what all of them come to.
@@ -226,7 +239,8 @@ def _cut(
 def _one(
     name: str, update: Tensor, shape: tuple[int, ...], energy: float | None, least: float | None
 ) -> tuple[Kept, tuple[Tensor, Tensor] | None]:
-    whole = Kept(name, shape, None, 1.0, math.prod(shape))
+    square = norm(update) ** 2
+    whole = Kept(name, shape, None, 1.0, math.prod(shape), square)
     if update.ndim < 2 or not name.endswith(".weight"):
         return whole, None
     matrix = as_matrix(update)
@@ -244,10 +258,10 @@ def _one(
     if rank * (out + columns) >= out * columns:
         return whole, None
     if not rank:
-        return Kept(name, shape, 0, 0.0, 0), None
+        return Kept(name, shape, 0, 0.0, 0, square), None
     kept = vectors[:, :rank].to(matrix.dtype)
     product = (matrix @ kept, kept.mT) if tall else (kept, kept.mT @ matrix)
-    row = Kept(name, shape, rank, float(held[rank - 1]), rank * (out + columns))
+    row = Kept(name, shape, rank, float(held[rank - 1]), rank * (out + columns), square)
     return row, (product[0].contiguous(), product[1].contiguous())
 
 

@@ -60,7 +60,7 @@ def merge(
             method returned something that is no update, or the result does not fit into the base's dtype.
         DataAccessError: the method asked for data.
 
-    Source: method.md §1. Lesson: 02.
+    Source: (1), (2) in docs/equations.md. Lesson: 02.
     """
     chosen = pick(method, settings)
     report = preflight(base, experts, policy, getattr(chosen, "others", "average"))

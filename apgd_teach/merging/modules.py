@@ -41,7 +41,7 @@ def policy_of(module: nn.Module, others: str = "average") -> dict[str, str]:
     Raises:
         MergeError: a parameter has no shape yet.
 
-    Source: method.md §2.8. Lesson: 09.
+    Source: tensors in docs/equations.md. Lesson: 09.
     """
     state = {name: one for name, one in module.state_dict(keep_vars=True).items() if isinstance(one, Tensor)}
     for name, one in state.items():

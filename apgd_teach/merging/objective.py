@@ -26,7 +26,7 @@ class PerLayer:
     Attributes:
         task_vectors: τ, shape (task, out, in).
 
-    Source: method.md §2.3. Lesson: 06.
+    Source: (6), (7), (8) in docs/equations.md. Lesson: 06.
     """
 
     task_vectors: Tensor
@@ -69,7 +69,7 @@ class PerRow:
         task_vectors: τ, shape (task, out, in).
         squares: ‖τⱼₒ‖², shape (out, task).
 
-    Source: method.md §2.3, §5.2. Lesson: 06.
+    Source: (6), (7), (8) in docs/equations.md, difference 2. Lesson: 06.
     """
 
     task_vectors: Tensor
@@ -127,7 +127,7 @@ class Full:
         factor: F with G = F Fᵀ, shape (in, k), where the tasks have fewer directions together than the layer has
             inputs; else None. What G is decomposed by: of k directions that costs (k/in)³ as much.
 
-    Source: method.md §2.3, §4C; with p = 2 and no protection WUDI, arXiv 2503.08099. Lesson: 06.
+    Source: (6), (7), (8) in docs/equations.md; with p = 2 and no protection WUDI, arXiv 2503.08099. Lesson: 06.
     """
 
     gram: Tensor
@@ -165,7 +165,7 @@ def objective(task_vectors: Tensor, granularity: str, *, power: float = 2.0, top
     Raises:
         MergeError: there is no such granularity.
 
-    Source: method.md §2.3, §4C. Lesson: 06.
+    Source: (6), (7), (8) in docs/equations.md. Lesson: 06.
     """
     check_granularity(granularity)
     if granularity == "layer":

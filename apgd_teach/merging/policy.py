@@ -82,7 +82,7 @@ def decide(
         MergeError: an action that there is not, a pattern that matches nothing or only what its action cannot apply
             to, two actions for one tensor.
 
-    Source: method.md §2.8. Lesson: 03, 09.
+    Source: tensors in docs/equations.md. Lesson: 03, 09.
     """
     for where, what, remedy in problems(specs, policy, others, ties, beside):
         raise MergeError(f"{where} {what}; {remedy}.")
@@ -113,7 +113,7 @@ def biases_of(
     Returns:
         by the weight's name, the bias's.
 
-    Source: method.md §2.8. Lesson: 06.
+    Source: tensors in docs/equations.md. Lesson: 06.
     """
     tied = {name for group in ties for name in group}
     found = {}
@@ -140,7 +140,7 @@ def problems(
 ) -> Iterator[tuple[str, str, str]]:
     """What is wrong with a policy for these tensors: where, what, and what to do. The arguments are those of `decide`.
 
-    Source: method.md §2.8. Lesson: 09.
+    Source: tensors in docs/equations.md. Lesson: 09.
     """
     if others not in ("average", "keep"):
         yield "the method", f"has others = {others!r}", "use 'average' or 'keep'"
@@ -189,7 +189,7 @@ def spared(
         policy: patterns, as `decide` takes them; what is wrong with them is for `problems` to say.
         ties: groups of names that are one tensor. What is said of one name holds for its group.
 
-    Source: method.md §2.8. Lesson: 09.
+    Source: tensors in docs/equations.md. Lesson: 09.
     """
     rules = {one: action for one, action in policy.items() if isinstance(one, str)} if policy else {}
     found = {name for name in names if (rule := _rule(name, rules)) is not None and rules[rule] == "keep"}
@@ -210,7 +210,7 @@ def tables(specs: Mapping[str, Spec], decisions: Mapping[str, Decision]) -> list
         specs: the base's headers.
         decisions: as `decide` gives them; a tensor that a pattern has named is not suspected.
 
-    Source: method.md §2.8. Lesson: 09.
+    Source: tensors in docs/equations.md. Lesson: 09.
     """
     shapes = [spec.shape for spec in specs.values()]
     return [

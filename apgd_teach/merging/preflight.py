@@ -130,7 +130,7 @@ def preflight(
     Returns:
         The report. It never raises for bad input; `Preflight.raise_errors` does.
 
-    Source: method.md §2.8. Lesson: 02, 09.
+    Source: tensors in docs/equations.md. Lesson: 02, 09.
     """
     if not isinstance(experts, Mapping) or (experts and all(isinstance(one, Tensor) for one in experts.values())):
         are = "are one state dict" if isinstance(experts, Mapping) else f"are a {type(experts).__name__}"
@@ -175,7 +175,7 @@ def preflight_headers(
     Returns:
         The report. It never raises; `Preflight.raise_errors` does.
 
-    Source: method.md §2.8. Lesson: 09.
+    Source: tensors in docs/equations.md. Lesson: 09.
     """
     return _report(_headers(base, experts, policy, others, ties))
 
@@ -195,7 +195,7 @@ class Values:
         decisions: what happens to each tensor, as `policy.decide` gives it; None: all floats are merged or averaged.
         derived: experts whose tensors are made from the base's: no rounding of a file is in their τ.
 
-    Source: method.md §2.8. Lesson: 09.
+    Source: tensors in docs/equations.md. Lesson: 09.
     """
 
     def __init__(

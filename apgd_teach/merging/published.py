@@ -37,7 +37,8 @@ class ApgdPublished:
     zero here; "leak_merged", the same after the trim; "kept", share of each task's entries; "surrogate_before" and
     "surrogate_after", per task, ‖diag Rⱼ‖² at S and at the merged M as shares of the base's.
 
-    Source: Wei et al., ICML 2025, arXiv 2501.01230, and its port in fusion-bench (`method/doge_ta`); method.md §5.
+    Source: Wei et al., ICML 2025, arXiv 2501.01230, and its port in fusion-bench (`method/doge_ta`);
+    the nine differences in docs/equations.md.
     Lesson: 06.
     """
 
@@ -114,7 +115,7 @@ class ApgdPublished:
 def leak(basis: Tensor, update: Tensor, start: Tensor) -> float:
     """‖P(M − S)‖ / ‖PS‖: how much of what was to stay has moved; 0 where nothing is protected.
 
-    Source: method.md §2.7. Lesson: 06.
+    Source: (13) in docs/equations.md. Lesson: 06.
     """
     if not basis.shape[1]:
         return 0.0

@@ -139,7 +139,7 @@ def automatic_rank(rule: str, layer: LayerFacts) -> int:
     Raises:
         MergeError: the rule needs what the layer does not say.
 
-    Source: method.md §4; the rules and what each reached: `benchmarks/settings.md`. Lesson: 05.
+    Source: the rules and what each reached: `benchmarks/settings.md`. Lesson: 05.
     """
     found = RULES[rule](layer)
     return min(layer.size, max(0, round(found))) if math.isfinite(found) else 0

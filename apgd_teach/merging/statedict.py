@@ -55,7 +55,7 @@ def task_vectors(base: StateDict, experts: Mapping[str, StateDict]) -> dict[str,
         by expert, by tensor name: a new tensor of the base's shape, in the precision that merges compute in (float32,
         or float64 where the base is float64). Integer tensors (counters, position ids) have no task vector.
 
-    Source: method.md §1. Lesson: 01.
+    Source: (1), (2) in docs/equations.md. Lesson: 01.
     """
     return {
         name: {key: difference(tensor, expert[key]) for key, tensor in base.items() if tensor.is_floating_point()}
@@ -95,7 +95,7 @@ def relative_norm(base: StateDict, expert: StateDict) -> float:
     A few hundredths is the mild regime in which merging works; above about one, the expert has another base. It is
     infinite where the base is all zeros and the expert is not.
 
-    Source: method.md §4. Lesson: 01, 02.
+    Source: (20) in docs/equations.md. Lesson: 01, 02.
     """
     weights = [key for key, tensor in base.items() if tensor.is_floating_point()]
     moved = math.hypot(*(norm(difference(base[key], expert[key])) for key in weights))

@@ -101,7 +101,7 @@ def merge_files(
             is one of the inputs, cannot be written, or does not fit on the disk.
         DataAccessError: the method asked for data.
 
-    Source: method.md §1. Lesson: 10.
+    Source: (1), (2) in docs/equations.md. Lesson: 10.
     """
     chosen = pick(method, settings)
     kind = _precision(dtype)
@@ -158,7 +158,7 @@ def preflight_files(
     Raises:
         MergeError: a file cannot be opened as a checkpoint.
 
-    Source: method.md §2.8. Lesson: 09.
+    Source: tensors in docs/equations.md. Lesson: 09.
     """
     return _headers(*_opened(base, experts), policy, "average")
 
@@ -204,7 +204,7 @@ def plan_files(
         MergeError: a file cannot be opened as a checkpoint, or the method, its settings, the dtype or `out` cannot be.
             What the pre-flight check finds is in the plan.
 
-    Source: method.md §2.8. Lesson: 09.
+    Source: tensors in docs/equations.md. Lesson: 09.
     """
     chosen = pick(method, settings)
     kind = _precision(dtype)

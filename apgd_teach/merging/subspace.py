@@ -43,7 +43,7 @@ def left_vectors(matrix: Tensor, count: int | None = None) -> tuple[Tensor, Tens
     Returns:
         vectors U (…, out, count) and all values s (…, r), r = min(out, in).
 
-    Source: method.md §4D. Lesson: 05.
+    Lesson: 05.
     """
     rows, columns = matrix.shape[-2:]
     short = matrix if rows <= columns else matrix.mT
@@ -154,7 +154,7 @@ def shared_basis(task_vectors: Tensor, keep: int, *, per_task: int | None = None
     Raises:
         MergeError: there is no such basis.
 
-    Source: method.md §2.5. Lesson: 05.
+    Source: (10) in docs/equations.md. Lesson: 05.
     """
     if basis not in BASES:
         raise MergeError(f"there is no basis '{basis}'; use one of: {', '.join(BASES)}.")
@@ -210,7 +210,7 @@ def soft_projector(task_vectors: Tensor, softness: float) -> Tensor:
     Raises:
         MergeError: κ is not above 0.
 
-    Source: this project; measured in `benchmarks/protection.md`. Lesson: 05.
+    Source: this project, (11) in docs/equations.md; measured in `benchmarks/protection.md`. Lesson: 05.
     """
     if not softness > 0:
         raise MergeError(f"softness is {softness}; give a number above 0.")

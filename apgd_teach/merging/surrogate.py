@@ -41,7 +41,7 @@ def residual(task_vectors: Tensor, update: Tensor) -> Tensor:
     Raises:
         MergeError: the shapes do not fit.
 
-    Source: method.md §2.2. Lesson: 04.
+    Source: (4), (5) in docs/equations.md. Lesson: 04.
     """
     _check_shapes(task_vectors, update)
     return (update - task_vectors) @ task_vectors.mT
@@ -64,7 +64,7 @@ def taylor_gap(task_vectors: Tensor, update: Tensor) -> Tensor:
     Raises:
         MergeError: the shapes do not fit.
 
-    Source: method.md §2.2. Lesson: 04.
+    Source: (4), (5) in docs/equations.md. Lesson: 04.
     """
     return taylor_gap_with_gradient(-task_vectors, task_vectors, update)
 
@@ -85,7 +85,7 @@ def taylor_gap_with_gradient(gradients: Tensor, task_vectors: Tensor, update: Te
     Raises:
         MergeError: the shapes do not fit.
 
-    Source: method.md §2.2. Lesson: 04.
+    Source: (4), (5) in docs/equations.md. Lesson: 04.
     """
     _check_shapes(task_vectors, update)
     if gradients.shape != task_vectors.shape:
@@ -115,7 +115,7 @@ def surrogate(task_vectors: Tensor, update: Tensor, granularity: str) -> Tensor:
     Raises:
         MergeError: there is no such granularity, or the shapes do not fit.
 
-    Source: method.md §2.3. Lesson: 04, 06.
+    Source: (6), (7), (8) in docs/equations.md. Lesson: 04, 06.
     """
     check_granularity(granularity)
     _check_shapes(task_vectors, update)
@@ -140,7 +140,7 @@ def before_and_after(
     Raises:
         MergeError: there is no such granularity, or the shapes do not fit.
 
-    Source: method.md §2.3. Lesson: 06.
+    Source: (6), (7), (8) in docs/equations.md. Lesson: 06.
     """
     check_granularity(granularity)
     for one in (start, update):
@@ -172,7 +172,7 @@ def weights(task_vectors: Tensor, granularity: str) -> Tensor:
     Raises:
         MergeError: there is no such granularity, or τ is no stack of matrices.
 
-    Source: method.md §2.3, §3. Lesson: 06.
+    Source: (6) to (17) in docs/equations.md. Lesson: 06.
     """
     check_granularity(granularity)
     _check_shapes(task_vectors, task_vectors[0] if task_vectors.ndim else task_vectors)

@@ -23,7 +23,7 @@ class TaskArithmetic:
 
     Facts for the audit: "coefficients", λ per task.
 
-    Source: Ilharco et al., "Editing models with task arithmetic", ICLR 2023, arXiv 2212.04089; method.md §6.
+    Source: Ilharco et al., "Editing models with task arithmetic", ICLR 2023, arXiv 2212.04089.
     Lesson: 03.
     """
 

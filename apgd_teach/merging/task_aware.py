@@ -26,7 +26,7 @@ class TaskAware:
 
     Facts for the audit: "coefficients", λ per task.
 
-    Source: Wei et al., ICML 2025, arXiv 2501.01230; method.md §2.6. Lesson: 03.
+    Source: Wei et al., ICML 2025, arXiv 2501.01230; (12) in docs/equations.md. Lesson: 03.
     """
 
     coefficient: float = 0.3

@@ -33,7 +33,7 @@ def mask(task_vectors: Tensor, share: float, at: Tensor | None = None) -> Tensor
     Returns:
         shape (task, out, in), True where an entry is kept.
 
-    Source: method.md §2.7. Lesson: 03.
+    Source: (13) in docs/equations.md. Lesson: 03.
     """
     found = torch.empty(task_vectors.shape, dtype=torch.bool, device=task_vectors.device)
     least = threshold(task_vectors, share) if at is None else at
@@ -51,7 +51,7 @@ def trimmed(task_vectors: Tensor, delta: Tensor, coefficients: Tensor, kept: Ten
         coefficients: λ, shape (task,).
         kept: the masks, shape (task, out, in), see `mask`.
 
-    Source: method.md §2.7. Lesson: 06.
+    Source: (13) in docs/equations.md. Lesson: 06.
     """
     update = torch.zeros_like(delta)
     for coefficient, tau, one in zip(coefficients, task_vectors, kept, strict=True):
@@ -94,7 +94,7 @@ def thresholds(
     Returns:
         shape (task,), float32, on the CPU.
 
-    Source: method.md §2.7. Lesson: 03.
+    Source: (13) in docs/equations.md. Lesson: 03.
     """
     names = list(layers)
     upper = np.zeros((n_tasks, 1 << _DIGIT), dtype=np.int64)

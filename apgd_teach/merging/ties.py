@@ -37,7 +37,7 @@ class Ties:
     Facts for the audit, per task: "kept", the share of this layer's entries that survive the trim and are not zero;
     "elected", the share of those whose sign won.
 
-    Source: Yadav et al., "TIES-Merging", NeurIPS 2023, arXiv 2306.01708; method.md §6. Lesson: 03.
+    Source: Yadav et al., "TIES-Merging", NeurIPS 2023, arXiv 2306.01708. Lesson: 03.
     """
 
     coefficient: float = 1.0

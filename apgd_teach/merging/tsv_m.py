@@ -47,7 +47,7 @@ class TsvM:
     largest singular values of U and V: 1 where the tasks' directions were orthogonal already, T where all share one;
     "least", the smallest singular value of the two: what rounding is divided by.
 
-    Source: Gargiulo et al., "Task Singular Vectors", CVPR 2025, arXiv 2412.00081; method.md §6. Lesson: 03.
+    Source: Gargiulo et al., "Task Singular Vectors", CVPR 2025, arXiv 2412.00081. Lesson: 03.
     """
 
     coefficient: float = 1.0

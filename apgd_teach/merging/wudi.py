@@ -31,8 +31,8 @@ class Wudi:
     Facts for the audit: "surrogate_before" and "surrogate_after", per task, ‖Rⱼ‖² at the average and at M as shares of
     the base's.
 
-    Source: Cheng et al., "Whoever Started the Interference Should End It", ICML 2025, arXiv 2503.08099; method.md
-    §2.3. Lesson: 07.
+    Source: Cheng et al., "Whoever Started the Interference Should End It", ICML 2025, arXiv 2503.08099; (8)
+    in docs/equations.md. Lesson: 07.
     """
 
     cutoff: float = 1e-3

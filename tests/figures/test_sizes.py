@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from statistics import fmean
 
 import pytest
@@ -62,22 +63,37 @@ def test_more_numbers_hold_more_and_all_of_them_hold_all(sizes: Sizes) -> None:
     assert sizes.cuts[-1].accuracy == pytest.approx(sizes.whole)
 
 
-def test_energy_counts_every_layer_by_its_length() -> None:
-    rows = (Kept("a.weight", (2, 2), 1, 0.5, 4), Kept("b.weight", (2, 2), 0, 0.0, 0))
-    from apgd_teach.figures.sizes import _energy
+def test_a_reader_s_own_function_is_asked(pool: Pool, merged: dict[str, torch.Tensor], sizes: Sizes) -> None:
+    evaluator = Evaluator(pool, images=100, split="validation")
 
-    base = {"a.weight": torch.zeros(2, 2), "b.weight": torch.zeros(2, 2)}
-    found = _energy(rows, base, {"a.weight": torch.ones(2, 2), "b.weight": 2 * torch.ones(2, 2)})
-    assert found == pytest.approx(0.5 * 4 / 20)
+    def accuracies(state: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        return {task: score.accuracy for task, score in evaluator.scores(state).items()}
+
+    found = measure_sizes(accuracies, pool.base, merged, [2, 40, 100], progress=False)
+    assert [(one.accuracy, one.worst) for one in found.cuts] == [(one.accuracy, one.worst) for one in sizes.cuts]
 
 
 MADE_UP = Sizes(
     60.0,
     70.0,
     (
-        Cut(2, 3.0, 30.0, 62.0, 50.0, (Kept("one.weight", (8, 4), 0, 0.0, 0), Kept("one.bias", (8,), None, 1.0, 8))),
-        Cut(10, 12.0, 60.0, 69.6, 55.0, (Kept("one.weight", (8, 4), 1, 0.6, 12), Kept("one.bias", (8,), None, 1.0, 8))),
-        Cut(50, 90.0, 99.0, 70.2, 57.0, (Kept("one.weight", (8, 4), None, 1.0, 32),)),
+        Cut(
+            2,
+            3.0,
+            30.0,
+            62.0,
+            50.0,
+            (Kept("one.weight", (8, 4), 0, 0.0, 0, 1.0), Kept("one.bias", (8,), None, 1.0, 8, 1.0)),
+        ),
+        Cut(
+            10,
+            12.0,
+            60.0,
+            69.6,
+            55.0,
+            (Kept("one.weight", (8, 4), 1, 0.6, 12, 1.0), Kept("one.bias", (8,), None, 1.0, 8, 1.0)),
+        ),
+        Cut(50, 90.0, 99.0, 70.2, 57.0, (Kept("one.weight", (8, 4), None, 1.0, 32, 1.0),)),
     ),
 )
 

@@ -186,3 +186,13 @@ def test_nothing_changed_is_nothing_to_save(base: State, tmp_path: Path) -> None
     assert made.rows == ()
     with pytest.raises(MergeError, match="there is nothing to keep: the two models are the same"):
         made.save(tmp_path / "small")
+
+
+def test_the_energy_of_all_counts_every_tensor_by_its_length(base: State) -> None:
+    moved = {**base, "a.weight": base["a.weight"] + 1.0, "conv.weight": base["conv.weight"] + 2.0}
+    made = low_rank(base, moved, energy=0.99)
+    squares = {name: float((moved[name] - base[name]).square().sum()) for name in ("a.weight", "conv.weight")}
+    assert {row.name: row.square for row in made.rows} == pytest.approx(squares)
+    by_hand = sum(row.energy * squares[row.name] for row in made.rows) / sum(squares.values())
+    assert made.energy == pytest.approx(by_hand)
+    assert made.energy >= 0.99 - 1e-6

@@ -1,6 +1,6 @@
 """Where the paper, its public code and this library say different things: both readings, computed, and apart.
 
-Source: method.md §5. Every test is one row of its table.
+Source: the nine differences in docs/equations.md. Every test is one row of its table.
 """
 
 from __future__ import annotations
