@@ -17,7 +17,8 @@ import pytest
 os.environ["MPLBACKEND"] = "Agg"
 os.environ.pop("APGD_TEACH_DATA", None)
 os.environ.pop("APGD_TEACH_CIFAR", None)
-# Two processes of tests on two cores: each with one thread, and none that waits for work by turning in circles.
+# Two processes of tests on two cores: each with one thread (the course, which takes longest, with two), and none that
+# waits for work by turning in circles.
 BESIDE = "PYTEST_XDIST_WORKER" in os.environ
 if BESIDE:
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -160,7 +161,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
         "APGD_TEACH_CACHE": str(cache),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(BLOCK), str(BLOCK.parents[1]), os.environ.get("PYTHONPATH")])),
         # As many as a reader's laptop has at least: the whole course with one thread takes half as long again.
-        "OMP_NUM_THREADS": "1" if BESIDE else "2",
+        "OMP_NUM_THREADS": "2",
     }
     results = run_course(None, folder, profile="fast", env=env)
     made = Ran(folder, env, cache, {}, results)
