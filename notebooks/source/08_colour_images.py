@@ -174,9 +174,7 @@ say(
 # %% [markdown]
 # ## The same merges
 #
-# The methods of lesson 07 that carry the course's story, as they come, with the rules of that lesson. (The published
-# numbers below were computed when `apgd`'s reach was 0.04 by default; it is 0.06 now, and this notebook has not been
-# computed again since. What you run yourself is with 0.06.)
+# The methods of lesson 07 that carry the course's story, as they come, with the rules of that lesson.
 #
 # > **Predict before you run.** In what order will they come, and on which side of the base will the average stand?
 

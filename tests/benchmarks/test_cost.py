@@ -40,11 +40,11 @@ def test_a_deep_case_merges_a_network(cost: ModuleType) -> None:
 @pytest.mark.slow
 def test_memory_is_that_of_another_process(cost: ModuleType) -> None:
     layer = cost.Case(2, 1500, 1500)
-    # The mean of two is one layer; what came before the merge is not counted, nor are the task vectors. A mean takes a
-    # few milliseconds, and a machine with other things to do may look away meanwhile: it is asked up to four times.
-    shares = (cost.memory(layer, "average") / layer.megabytes for _ in range(4))
-    assert next((share for share in shares if share > 0.5), 0.0) > 0.5
-    assert cost.memory(layer, "average") / layer.megabytes < 4
+    # The mean of two is one layer, which is there at the end however short the mean was; what came before the merge is
+    # not counted, nor are the task vectors.
+    shares = [cost.memory(layer, "average") / layer.megabytes for _ in range(3)]
+    assert min(shares) > 0.9
+    assert max(shares) < 4
 
 
 def test_it_goes_on_where_it_stopped(cost: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
