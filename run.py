@@ -1,8 +1,9 @@
-"""From a fresh clone, in one command: python3 run.py course | tests | lab
+"""From a fresh clone, in one command: python3 run.py course | tests | lab | site
 
   course   run every notebook in the fast profile and write pages to read (course --profile full: the published sizes)
   tests    run the project's own tests
   lab      open the notebooks in JupyterLab
+  site     make the site: course, guides and library as pages, in output/site
 
 What follows the command is passed on (course --help, tests -k merge); paths in it start at this file's folder.
 On first use .venv is made beside this file and the course installed into it, whatever environment is active; it is
@@ -33,6 +34,7 @@ COMMANDS = {
     # In two processes; tests/conftest.py says which tests go together. After them "-n 0" is one process.
     "tests": ["pytest", "-n", "2", "--no-loadscope-reorder"],
     "lab": ["apgd_teach", "lab"],
+    "site": ["sphinx", "-W", "--keep-going", "-q", "-d", "output/doctrees", "-c", "docs", ".", "output/site"],
 }
 NO_ROOM = re.compile(r"No space left on device|not enough space|Disk quota exceeded|\[Errno 28\]")
 NO_ANSWER = re.compile(
@@ -197,7 +199,7 @@ def main(arguments: list) -> None:
         )
     if not arguments or arguments[0] not in COMMANDS:
         if arguments and arguments[0] not in ("-h", "--help"):
-            print(f"There is no command '{arguments[0]}'; use course, tests or lab.\n", file=sys.stderr)
+            print(f"There is no command '{arguments[0]}'; use course, tests, lab or site.\n", file=sys.stderr)
         print(__doc__.strip(), file=sys.stdout if arguments[:1] in (["-h"], ["--help"]) else sys.stderr)
         sys.exit(0 if arguments[:1] in (["-h"], ["--help"]) else 2)
     for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: pip has to be ended too

@@ -179,7 +179,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.keep_times and all(result.ok for result in results):
         from apgd_teach.course.header import keep_times
 
-        keep_times(options.profile, {result.name: result.seconds for result in results})
+        seconds = {result.name: result.seconds for result in results}
+        keep_times(options.profile, seconds, {result.name: result.peak_mb for result in results})
     index = (out / "index.html").resolve()
     print(f"\nRead it: {_near(index)}\n{index.as_uri()}")
     if options.open:

@@ -18,10 +18,11 @@ from nbformat import NotebookNode
 from PIL import Image
 
 import apgd_teach
-from apgd_teach.course.header import EXERCISE_MINUTES, header, keep_times, minutes_of, times
+from apgd_teach.course.header import EXERCISE_MINUTES, header, keep_times, minutes_of, peaks, times
 from apgd_teach.course.prose import facts_of, fill, stale
 from apgd_teach.course.publish import drop_widgets
-from apgd_teach.course.runner import BUDGET_S, errors_in, profiles_in, run_notebook
+from apgd_teach.course.routes import ROUTES
+from apgd_teach.course.runner import BUDGET_S, RunResult, errors_in, profiles_in, run_notebook
 from apgd_teach.course.sources import (
     KERNELSPEC,
     LANGUAGE,
@@ -72,7 +73,7 @@ def build(
     *,
     budget_s: float | None = None,
     env: Mapping[str, str] | None = None,
-) -> float:
+) -> RunResult:
     """Run a source and write the notebook that is committed.
 
     What depends on when and where it ran is taken out: widget state, papermill's notes, timings, what was written to
@@ -86,7 +87,7 @@ def build(
         env: environment variables for the kernel.
 
     Returns:
-        how many seconds the run took.
+        what the run took.
 
     Raises:
         CourseError: the notebook fails, holds an absolute path, or is larger than `MAX_BYTES`.
@@ -107,7 +108,7 @@ def build(
     if problems:
         raise CourseError(f"{source.name} was not built: {' '.join(problems)}")
     write_atomically(out, text.encode())
-    return result.seconds
+    return result
 
 
 def retell(source: Path, committed: Path) -> None:
@@ -481,12 +482,12 @@ def build_notebooks(
         with tempfile.TemporaryDirectory(prefix="apgd-teach-") as temporary:
             fresh = Path(temporary, committed.name)
             try:
-                seconds = build(source, fresh)
+                ran = build(source, fresh)
             except CourseError as error:
                 problems.append(str(error))
                 continue
             if keep_seconds:
-                keep_times("full", {source.stem: seconds})
+                keep_times("full", {source.stem: ran.seconds}, {source.stem: ran.peak_mb})
             changes = [] if before else compare(committed, fresh)
             if check:
                 problems += [f"{committed.name}, built again: {change}" for change in changes]
@@ -557,20 +558,32 @@ def quotable(folder: Path) -> dict[str, float]:
 
     "time.fast.total" and the like are minutes of a machine, measured; "learner.hours" are those of a reader of 00 to 07
     with the exercises, counted from the text, "learner.depth" what is marked "in depth" on top of them, exercises
-    included, and "learner.short" the minutes of the short route.
+    included, and "learner.short" the minutes of the short route; "learner.07.reading", "….exercises" and "….depth" are
+    those of one lesson. "peak.full.07_honest_comparison" is a notebook's memory in
+    GB, "route.90.total" and the like are minutes of a workshop (`routes`).
 
     Args:
         folder: of the committed notebooks, with their sources in it.
     """
     known = facts_of(sorted(folder.glob("*.ipynb")))
     sources = sorted((folder / "source").glob("[0-9][0-9]_*.py"))
-    asked = [minutes_of(to_notebook(source)) for source in sources if source.stem < "08"]
+    lessons = {source.stem[:2]: minutes_of(to_notebook(source)) for source in sources}
+    for number, one in lessons.items():
+        known[f"learner.{number}.reading"], known[f"learner.{number}.exercises"] = one.reading, one.solving
+        known[f"learner.{number}.depth"] = one.depth + EXERCISE_MINUTES * one.more
+    asked = [one for number, one in lessons.items() if number < "08"]
     known["learner.hours"] = sum(one.reading + one.solving for one in asked) / 60
     known["learner.depth"] = sum(one.depth + EXERCISE_MINUTES * one.more for one in asked) / 60
     known["learner.short"] = sum(one.short for one in asked)
     for profile, seconds in times().items():
         known |= {f"time.{profile}.{name}": one / 60 for name, one in seconds.items()}
         known[f"time.{profile}.total"] = sum(seconds.values()) / 60
+    for profile, megabytes in peaks().items():
+        known |= {f"peak.{profile}.{name}": one / 1000 for name, one in megabytes.items()}
+    for route in (one for one in ROUTES if set(one.stops) <= set(lessons)):
+        minutes = route.minutes(folder / "source")
+        known |= {f"route.{route.limit}.{stop}": one for stop, one in minutes.items()}
+        known[f"route.{route.limit}.total"] = sum(minutes.values())
     return known
 
 

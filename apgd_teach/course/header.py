@@ -1,4 +1,4 @@
-"""How many minutes a lesson takes: to read, to solve its exercises, and for a machine to run."""
+"""What a lesson takes: minutes to read it and to solve its exercises; of a machine, minutes and memory."""
 
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ from apgd_teach.course.prose import Said
 from apgd_teach.devices import describe_device, pick_device
 from apgd_teach.files import write_atomically
 
-__all__ = ["SHORT", "TIMES", "Minutes", "header", "keep_times", "minutes_of", "times"]
+__all__ = ["SHORT", "TIMES", "Minutes", "header", "keep_times", "minutes_of", "peaks", "times"]
 
 TIMES = Path(__file__).with_name("times.json")
-"""Measured seconds of each notebook in each profile, and on what; written by `apgd-teach run --keep-times`."""
+"""Measured seconds and memory of each notebook in each profile, and on what; by `apgd-teach run --keep-times`."""
 
 SHORT = "· short route"
 """Ends the heading of each section that belongs to the route of 45 minutes."""
 
 _ACCELERATOR = "accelerator"
 """Where times of a machine with a GPU are kept, beside those of a CPU."""
+
+_PEAKS = "peaks"
+"""Where memory is kept, beside the seconds."""
 
 DEPTH = "· in depth"
 """Ends the heading of each section that the rest does not need: for who has the time, or a second visit."""
@@ -115,18 +118,33 @@ def times(*, accelerator: bool = False) -> dict[str, dict[str, float]]:
     return {profile: dict(one) for profile, one in kept.items() if profile in PROFILES and isinstance(one, dict)}
 
 
-def keep_times(profile: str, seconds: Mapping[str, float]) -> None:
-    """Write down how long notebooks took on this machine, its CPU's and its accelerator's apart.
+def peaks(*, accelerator: bool = False) -> dict[str, dict[str, float]]:
+    """Measured peak memory in MB by profile and notebook's name, of the kernel and the processes below it.
+
+    Args:
+        accelerator: that of a machine with a GPU (its main memory), in place of that of a CPU.
+    """
+    kept = _kept(accelerator).get(_PEAKS, {})
+    return {profile: dict(one) for profile, one in kept.items()} if isinstance(kept, dict) else {}
+
+
+def keep_times(profile: str, seconds: Mapping[str, float], megabytes: Mapping[str, float] | None = None) -> None:
+    """Write down what notebooks took of this machine, its CPU's and its accelerator's apart.
 
     Args:
         profile: that they ran in.
         seconds: by the notebook's name; others stay as they are.
+        megabytes: their peak memory, likewise.
     """
     device = pick_device()
     accelerator = device.type != "cpu"
     kept = _kept(accelerator)
     before = kept.get(profile, {})
     kept[profile] = {**(before if isinstance(before, dict) else {}), **{n: round(s, 1) for n, s in seconds.items()}}
+    if megabytes:
+        known = peaks(accelerator=accelerator)
+        known[profile] = {**known.get(profile, {}), **{name: round(one) for name, one in megabytes.items()}}
+        kept[_PEAKS] = known
     release = ".".join(torch.__version__.split(".")[:2])
     kept["machine"] = f"{describe_device(device)}, {platform.machine()}, PyTorch {release}"
     every = {**_kept(), _ACCELERATOR: kept} if accelerator else kept

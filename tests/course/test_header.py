@@ -8,7 +8,7 @@ import nbformat
 import pytest
 import torch
 
-from apgd_teach.course.header import CELL_MINUTES, LINES_A_MINUTE, header, keep_times, minutes_of, spoken, times
+from apgd_teach.course.header import CELL_MINUTES, LINES_A_MINUTE, header, keep_times, minutes_of, peaks, spoken, times
 from apgd_teach.course.sources import list_sources, read_notebook
 from apgd_teach.errors import CourseError
 from apgd_teach.lessons import PROBLEMS
@@ -54,10 +54,12 @@ def test_times_are_kept_by_profile_and_notebook(tmp_path: Path, monkeypatch: pyt
     assert "Running" not in str(header("02"))
     keep_times("fast", {"02_naive_averaging": 31.26, "01_toy_experts": 12.0})
     keep_times("fast", {"02_naive_averaging": 30.0})
-    keep_times("full", {"02_naive_averaging": 150.0})
+    keep_times("full", {"02_naive_averaging": 150.0}, {"02_naive_averaging": 2900.4})
+    keep_times("full", {}, {"01_toy_experts": 1500.0})
     fast = {"01_toy_experts": 12.0, "02_naive_averaging": 30.0}
     assert times() == {"fast": fast, "full": {"02_naive_averaging": 150.0}}
     assert "30 s in `fast`, 2 min 30 s in `full` (" in str(header("02"))
+    assert peaks() == {"full": {"01_toy_experts": 1500, "02_naive_averaging": 2900}}
 
 
 def test_times_of_an_accelerator_are_kept_beside_those_of_the_cpu(

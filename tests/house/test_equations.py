@@ -94,3 +94,28 @@ def test_the_nine_differences_are_the_nine_tests() -> None:
         r"(?m)^def test_(\d)_", (ROOT / "tests" / "merging" / "test_nine_differences.py").read_text(encoding="utf-8")
     )
     assert rows == tests == list("123456789")
+
+
+TRACE = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in (ROOT / "docs" / "trace.md").read_text(encoding="utf-8").splitlines()
+    if re.match(r"\| .*\| \(\d+\)", line)
+]
+
+
+def test_the_trace_has_every_equation_as_its_page_has_it() -> None:
+    rows = {int(row[1].strip("()")): row for row in TRACE if " to " not in row[1]}
+    assert list(rows) == list(EQUATIONS)
+    for number, (_, _, code, _, lessons) in rows.items():
+        assert (number, code.strip("`")) in NAMED
+        taught = re.findall(r"lessons? (\d\d(?:(?:, | and )\d\d)*)", " ".join(EQUATIONS[number].split()))
+        assert re.findall(r"\d\d", lessons) == re.findall(r"\d\d", taught[-1]), number
+
+
+@pytest.mark.parametrize("row", TRACE, ids=lambda row: row[1])
+def test_what_the_trace_names_is_there(row: list[str]) -> None:
+    assert found(row[2].strip("`"))
+    path, _, test = row[3].strip("`").partition("::")
+    assert f"\ndef {test}(" in (ROOT / "tests" / path).read_text(encoding="utf-8")
+    for lesson in row[4].split(", "):
+        assert list((ROOT / "notebooks" / "source").glob(f"{lesson}_*.py"))

@@ -171,11 +171,12 @@ def test_an_old_python_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(("arguments", "code"), [([], 2), (["curse"], 2), (["--help"], 0)])
-def test_an_unknown_command_shows_the_three_that_there_are(tmp_path: Path, arguments: list[str], code: int) -> None:
+def test_an_unknown_command_shows_those_that_there_are(tmp_path: Path, arguments: list[str], code: int) -> None:
     done = run(grow(tmp_path / "tree"), *arguments)
     assert done.returncode == code
-    assert "course | tests | lab" in (done.stderr if code else done.stdout)
-    assert done.stderr.startswith("There is no command 'curse'; use course, tests or lab.\n") == ("curse" in arguments)
+    assert "course | tests | lab | site" in (done.stderr if code else done.stdout)
+    sentence = "There is no command 'curse'; use course, tests, lab or site.\n"
+    assert done.stderr.startswith(sentence) == ("curse" in arguments)
     assert not (tmp_path / "tree" / ".venv").exists()
 
 
