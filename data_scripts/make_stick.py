@@ -1,11 +1,11 @@
 """Make a stick for a room without a network: wheels, the course, trained networks and pages to read, with their hashes.
 
     python data_scripts/make_stick.py /media/stick/apgd_teach
-    python data_scripts/make_stick.py FOLDER --platform linux-x86_64 --platform windows-x86_64 --python 3.11 --python 3.12
+    python data_scripts/make_stick.py FOLDER --platform linux-x86_64 --platform windows-amd64 --python 3.11
 
-On a laptop: `python3 FOLDER/install.py`. Wheels are resolved by uv for each platform and Python version and come from the
-package index at hand. PyTorch's CPU build for Linux, a tenth of the size of the CUDA build, lies in an index of its own:
-`--extra-index https://download.pytorch.org/whl/cpu`, where it can be reached (not tried where this was written).
+On a laptop: `python3 FOLDER/install.py`. Wheels are resolved by uv for each platform and Python version and come from
+the package index at hand. PyTorch's CPU build for Linux, a tenth of the size of the CUDA build, lies in an index of its
+own: `--extra-index https://download.pytorch.org/whl/cpu`, where it can be reached (not tried where this was written).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -69,14 +70,22 @@ def call(command: Sequence[str], doing: str, **more: str) -> str:
     return done.stdout
 
 
+def constraints() -> list[str]:
+    """What pip has been told to keep to in this house, for uv, which does not ask pip's settings."""
+    listed = call([sys.executable, "-m", "pip", "config", "list"], "Asking for pip's settings")
+    named = re.findall(r"(?m)^\S+\.constraint='(.+)'$", listed)
+    return [word for file in " ".join(named).split() for word in ("--constraint", file)]
+
+
 def requirements(uv: Path, name: str, python: str, extra: Sequence[str]) -> str:
     """Every package that the course needs on a platform, with its version."""
     with tempfile.TemporaryDirectory(prefix="apgd-teach-") as folder:
         build = Path(folder, "build.in")
         build.write_text("\n".join(BUILD))
         asked = ["pyproject.toml", str(build), "--extra", "test", "--python-platform", PLATFORMS[name][0]]
-        options = ["--python-version", python, "--only-binary", ":all:", "--no-header", "--no-annotate", *extra]
-        return call([str(uv), "pip", "compile", "--quiet", *asked, *options], f"Resolving for {name}, Python {python},")
+        options = ["--python-version", python, "--only-binary", ":all:", "--no-header", "--no-annotate"]
+        command = [str(uv), "pip", "compile", "--quiet", *asked, *options, *extra, *constraints()]
+        return call(command, f"Resolving for {name}, Python {python},")
 
 
 def wheels(out: Path, names: Iterable[str], pythons: Iterable[str], extra_index: str | None) -> None:

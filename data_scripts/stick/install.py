@@ -2,8 +2,8 @@
 
     python3 install.py [FOLDER]     # where the course is to go; without it apgd_teach in your home folder
 
-(On Windows: py install.py.) What is on the stick is checked against its hashes first. A course that is in FOLDER already
-is kept as it is, with all that was written into it.
+(On Windows: py install.py.) What is on the stick is checked against its hashes first. A course that is in FOLDER
+already is kept as it is, with all that was written into it.
 """
 
 # Standard library only: nothing is installed yet.
@@ -20,7 +20,7 @@ from pathlib import Path
 STICK = Path(__file__).resolve().parent
 
 
-def check():
+def check() -> None:
     """Every file is what SHA256SUMS says; a sentence where one is not."""
     listed = (STICK / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
     for line in listed:
@@ -36,7 +36,7 @@ def check():
             sys.exit(f"{name} on the stick is not what was put there: copy the stick anew.")
 
 
-def fits():
+def fits() -> None:
     """The stick has wheels for this machine and this Python; a sentence where it has not."""
     made_for = json.loads((STICK / "stick.json").read_text(encoding="utf-8"))
     here = f"{platform.system()}-{platform.machine()}".lower()
@@ -53,7 +53,7 @@ def fits():
         )
 
 
-def place(course):
+def place(course: Path) -> None:
     """The course's files in their folder, all or none."""
     if (course / "run.py").is_file():
         print(f"{course} has a course already, which stays as it is.")
@@ -68,7 +68,7 @@ def place(course):
         Path(folder, "course").rename(course)
 
 
-def install(course):
+def install(course: Path) -> None:
     """What run.py does, with the stick's wheels in the place of an index."""
     offline = dict(os.environ, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(STICK / "wheels"))
     done = subprocess.call([sys.executable, str(course / "run.py"), "course", "--help"], env=offline)
@@ -76,12 +76,12 @@ def install(course):
         sys.exit(f"The course is in {course} but was not installed.")
 
 
-def networks(course):
+def networks(course: Path) -> None:
     """The trained networks into the cache, those that are not there."""
     if not (STICK / "networks").is_dir():
         return
     python = course / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    ask = [str(python), "-c", "from apgd_teach.files import cache_folder; print(cache_folder())"]
+    ask = [str(python), "-c", "from apgd_teach.files import own_folder; print(own_folder())"]
     cache = Path(subprocess.run(ask, stdout=subprocess.PIPE, check=True).stdout.decode().strip())
     for path in (STICK / "networks").rglob("*"):
         there = cache / path.relative_to(STICK / "networks")
@@ -92,7 +92,7 @@ def networks(course):
             part.replace(there)
 
 
-def main():
+def main() -> None:
     course = Path(sys.argv[1] if sys.argv[1:] else Path.home() / "apgd_teach").expanduser().resolve()
     try:
         fits()
