@@ -19,7 +19,7 @@ from apgd_teach.files import write_atomically
 if TYPE_CHECKING:
     from apgd_teach.course.runner import RunResult
 
-__all__ = ["WIDGET_VIEW", "claim", "drop_widgets", "heading", "to_html", "write_index"]
+__all__ = ["WIDGET_VIEW", "alt_text", "claim", "drop_widgets", "heading", "to_html", "write_index"]
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 _STAMPS = {
@@ -63,7 +63,7 @@ def drop_widgets(notebook: NotebookNode) -> None:
                 output.data.pop(WIDGET_VIEW, None)
 
 
-def _alt_text(output: NotebookNode, mime: str) -> str:
+def alt_text(output: NotebookNode, mime: str) -> str:
     """The text that stands for a picture: the one it was displayed with, else its plain-text form."""
     metadata = output.get("metadata", {})
     text = metadata.get(mime, {}).get("alt") or metadata.get("alt") or output.data.get("text/plain", "")
@@ -86,7 +86,7 @@ class _Exporter(HTMLExporter):
     def default_filters(self) -> Any:
         yield from super().default_filters()
         yield ("markdown2html", markdown_to_html)
-        yield ("alt_text", _alt_text)
+        yield ("alt_text", alt_text)
         yield ("in_numbers", _in_numbers)
         yield ("is_plot", _is_plot)
 

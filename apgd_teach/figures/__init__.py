@@ -72,10 +72,12 @@ from apgd_teach.figures.sizes import draw_sizes, measure_sizes
 from apgd_teach.figures.steps import descended, draw_steps, measure_steps
 from apgd_teach.figures.surrogates import measure_surrogates
 from apgd_teach.figures.sweeps import draw_methods, draw_sweep, draw_tradeoff, sweep
+from apgd_teach.figures.ways import Situation, draw_ways
 
 __all__ = [
     "Drawing",
     "Panel",
+    "Situation",
     "Slider",
     "choices_table",
     "constraint_table",
@@ -109,6 +111,7 @@ __all__ = [
     "draw_sweep",
     "draw_tasks",
     "draw_tradeoff",
+    "draw_ways",
     "estimated_gaps",
     "find_mistakes",
     "forecast_table",

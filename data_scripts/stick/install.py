@@ -71,7 +71,8 @@ def place(course: Path) -> None:
 def install(course: Path) -> None:
     """What run.py does, with the stick's wheels in the place of an index."""
     offline = dict(os.environ, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(STICK / "wheels"))
-    done = subprocess.call([sys.executable, str(course / "run.py"), "course", "--help"], env=offline)
+    only = "import run, sys\ntry: run.prepare()\nexcept KeyboardInterrupt: sys.exit(130)"
+    done = subprocess.call([sys.executable, "-c", only], cwd=str(course), env=offline)
     if done:
         sys.exit(f"The course is in {course} but was not installed.")
 

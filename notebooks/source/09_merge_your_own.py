@@ -650,6 +650,45 @@ size_table(
 )
 
 # %% [markdown]
+# ## Does it pay? · in depth
+#
+# Merging saves the memory of all experts but one, and asks for labels on which the merge is judged. Training one
+# network on all data asks for the data as well: labels, agreements, hours. The panel adds it up, in any one currency.
+# **Its prices are an example; put yours in their place**: `Situation(experts=3, parameters=7000, memory_price=4)` and
+# so on, and `float("inf")` for an agreement that nobody will sign. What is lost in accuracy stands on no bill, and is
+# what this notebook measured.
+
+# %%
+from dataclasses import replace
+
+from apgd_teach.figures import Situation, draw_ways
+
+mine = Situation()
+panel(
+    lambda experts, parameters, memory, agreement: draw_ways(
+        replace(
+            mine,
+            experts=experts,
+            parameters=parameters,
+            memory_price=memory,
+            agreement_price=agreement,
+        )
+    ),
+    title="Three ways to do several tasks",
+    static=[
+        {"experts": 8, "parameters": 86, "memory": 10, "agreement": 2000},
+        {"experts": 8, "parameters": 7000, "memory": 10, "agreement": 10000},
+    ],
+    experts=Slider("experts", [2, 4, 8, 16, 32], 8),
+    parameters=Slider("parameters of one, millions", [10, 86, 300, 1000, 7000], 86),
+    memory=Slider("price of a GB for a month", [1, 3, 10, 30], 10),
+    agreement=Slider("price of bringing one task's data together", [0, 500, 2000, 10000], 2000),
+)
+
+# %%
+print(mine.table())
+
+# %% [markdown]
 # ## Your own files
 #
 # Name them in the first cell, `OWN`, and run this one; or type the same line in a terminal. Paths start where this
@@ -680,7 +719,7 @@ say(
     f"**What it cost.** Of {len(found.judged.merged)} candidates *{found.best}* was best on validation images. On test "
     f"images the experts have {mean_of(judged.experts):.1f} % on average, the merge {reported:.1f} %, the base "
     f"{mean_of(judged.base):.1f} %. *{titles[worst]}* lost most, {by_task[worst]} points; a loss is "
-    f"shown for {', '.join(shows) or 'no task'}.",
+    f"shown for {'; '.join(shows) or 'no task'}.",
     holds={
         "the files were merged": made.code == 0 and checked.code == 0,
         "the record knows the approved model and no other": approved.code == 0 and in_use.code == 1,
