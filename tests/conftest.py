@@ -33,7 +33,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 ROOMS = ("data", "evaluate", "experts", "references")
 """Rooms whose tests share what they trained: they go to one process."""
 
-COURSE = ("course/test_course_runs.py", "lab/test_panels.py")
+COURSE = ("course/test_course_runs.py", "lab/test_panels.py", "house/test_package.py")
 """Files whose tests need the whole course, run once (`ran`): they go to one process, and begin: they take longest."""
 
 
