@@ -71,8 +71,8 @@ def _lessons_in_docstring(found: re.Match[str]) -> str:
 def page(app: Sphinx, name: str, content: list[str]) -> None:
     """A page before it is read: each equation becomes a place to link to, a lesson's number a link.
 
-    In a notebook every picture gets the words for it that the notebook has. Notes to the programs that write numbers into
-    a page (`<!-- … -->`) go: at the beginning of a line they would end the paragraph.
+    In a notebook every picture gets the words for it that the notebook has. Notes to the programs that write numbers
+    into a page (`<!-- … -->`) go: at the beginning of a line they would end the paragraph.
     """
     if name.startswith("notebooks/"):
         content[0] = _with_words(content[0])
