@@ -145,8 +145,9 @@ class Net(nn.Module):
     ids=lambda settings: "-".join(settings),
 )
 def test_what_peft_itself_saves_is_what_peft_itself_merges(tmp_path: Path, settings: dict) -> None:
-    """Not a dependency, so skipped in most places; run by hand with PEFT 0.21.2, all passed."""
-    peft = pytest.importorskip("peft")
+    """Imported here, which takes seconds: nothing else of this file needs it."""
+    import peft
+
     torch.manual_seed(1)
     net = Net()
     save_file({name: one.clone() for name, one in net.state_dict().items()}, tmp_path / "base.safetensors")

@@ -134,8 +134,9 @@ def test_it_is_saved_as_an_adapter_and_read_as_an_expert(base: State, changed: S
 
 
 def test_peft_itself_reads_what_is_saved(tmp_path: Path) -> None:
-    """Not a dependency, so skipped in most places; run by hand with PEFT 0.21.2."""
-    peft = pytest.importorskip("peft")
+    """Imported here, which takes seconds: nothing else of this file needs it."""
+    import peft
+
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16, bias=False), nn.Conv2d(6, 12, 3))
     base = {name: one.clone() for name, one in net.state_dict().items()}

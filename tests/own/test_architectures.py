@@ -1,7 +1,7 @@
 """Architectures that no one here wrote, through the command line: names, shapes, statistics and ties as they come.
 
-The networks are torchvision's own, with its own initialisation and synthetic experts; what is asked is whether files
-of such networks are merged, not how well.
+The networks are torchvision's and timm's own, with their own initialisation and synthetic experts; what is asked is
+whether files of such networks are merged, not how well.
 """
 
 from __future__ import annotations
@@ -28,11 +28,26 @@ def vit() -> nn.Module:
     return models.VisionTransformer(32, 8, num_layers=2, num_heads=4, hidden_dim=48, mlp_dim=96, num_classes=10)
 
 
+def timm_s(name: str, **smaller: int) -> nn.Module:
+    """A network as timm builds it, without trained weights; imported here, since only some tests need it."""
+    import timm
+
+    network: nn.Module = timm.create_model(name, pretrained=False, num_classes=10, **smaller)
+    return network
+
+
+def timm_vit() -> nn.Module:
+    """Its vit_tiny_patch16_224, of two blocks and for pictures of 32 × 32."""
+    return timm_s("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2)
+
+
 NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
     "resnet18": lambda: models.resnet18(num_classes=10),
     "bottlenecks of resnet50": lambda: models.ResNet(models.resnet.Bottleneck, [1, 1, 1, 1], num_classes=10),
     "vit": vit,
     "mobilenet_v3_small": lambda: models.mobilenet_v3_small(num_classes=10),
+    "timm's vit_tiny": timm_vit,
+    "timm's mobilenetv3_small_050": lambda: timm_s("mobilenetv3_small_050"),
 }
 
 
@@ -73,7 +88,14 @@ def saved(folder: Path, base: State, experts: Mapping[str, State], dtype: torch.
 
 
 # By apgd those whose layers are small: a ResNet of full width takes it a minute.
-METHODS = {"resnet18": "average", "bottlenecks of resnet50": "average", "vit": "apgd", "mobilenet_v3_small": "apgd"}
+METHODS = {
+    "resnet18": "average",
+    "bottlenecks of resnet50": "average",
+    "vit": "apgd",
+    "mobilenet_v3_small": "apgd",
+    "timm's vit_tiny": "apgd",
+    "timm's mobilenetv3_small_050": "apgd",
+}
 
 
 @pytest.mark.parametrize("network", list(NETWORKS))
@@ -121,6 +143,38 @@ def test_a_transformer_s_own_parameters_are_averaged_or_merged_as_the_audit_says
     assert kinds["encoder.layers.encoder_layer_0.self_attention.out_proj.weight"] == "merge"
     assert kinds["encoder.layers.encoder_layer_0.ln_1.weight"] == "average"
     assert kinds["conv_proj.weight"] == "merge"
+
+
+def test_adapters_that_peft_made_for_timm_s_vit_are_merged_as_peft_merges_them(tmp_path: Path) -> None:
+    """Unmerged LoRA of the qkv layers: one alone gives base + (α / r) B A, and two give the mean of the two models."""
+    import peft
+
+    torch.manual_seed(0)
+    base = {name: one.clone() for name, one in timm_vit().state_dict().items()}
+    (path,) = saved(tmp_path, base, {})
+    models = {}
+    for expert in ("ada", "ben"):
+        net = timm_vit()
+        net.load_state_dict(base)
+        adapted = peft.get_peft_model(net, peft.LoraConfig(r=4, lora_alpha=10, target_modules=["qkv"]))
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                nn.init.normal_(parameter, std=0.1)
+        adapted.save_pretrained(tmp_path / expert)
+        models[expert] = adapted.merge_and_unload().state_dict()
+    places = {expert: str(tmp_path / expert) for expert in models}
+    assert main(["check", path, *places.values()]) == 0
+    mean = {name: (models["ada"][name] + models["ben"][name]) / 2 for name in base}
+    for which, expected in ((["ada"], models["ada"]), (["ada", "ben"], mean)):
+        out = tmp_path / f"{'-'.join(which)}.safetensors"
+        given = [path, *(places[one] for one in which), "--method", "average", "--out", str(out)]
+        assert main(["merge", *given]) == 0
+        merged = load_file(out)
+        assert set(merged) == set(base)
+        for name, tensor in merged.items():
+            # A weight of 1 has a last digit of 1.2e-7 in float32, and the sums here are of four products.
+            torch.testing.assert_close(tensor, expected[name], atol=1e-6, rtol=1e-6)
+            assert torch.equal(tensor, base[name]) == ("qkv.weight" not in name), name
 
 
 @pytest.mark.parametrize("network", ["resnet18", "vit"])
