@@ -233,6 +233,13 @@ class Adapted:
                 self._whole[name] = stored
         for module, parts in halves.items():
             self._pair(module, parts, config)
+        biases = {f"{module}.bias" for module in halves} & set(self._base.specs)
+        if config.get("bias") == "lora_only" and biases and not biases & set(self._whole):
+            # PEFT before 0.21 looks for them under names that they do not have, and saves none.
+            raise MergeError(
+                f"{self._label}: the adapter was trained with bias = 'lora_only', and its file holds none of these "
+                "biases, as PEFT wrote it before 0.21; save it again with a newer PEFT."
+            )
 
     def _pair(self, module: str, parts: Mapping[str, str], config: Mapping[str, object]) -> None:
         if set(parts) != {"a", "b"}:

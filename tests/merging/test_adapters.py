@@ -249,6 +249,7 @@ def without(name: str) -> State:
             {},
             "holds 'base_model.model.block.q.lora_magnitude_vector', which is no part of a sum",
         ),
+        (adapter(), {"bias": "lora_only"}, "its file holds none of these biases, as PEFT wrote it before 0.21"),
         ({}, {}, "the adapter '.*' is empty"),
     ],
 )
