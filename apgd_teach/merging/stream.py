@@ -192,22 +192,26 @@ def plan_files(
     *,
     policy: Mapping[str, str] | None = None,
     dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    workers: int | None = None,
     **settings: object,
 ) -> Plan:
     """Everything that `merge_files` looks at before it computes; no tensor is read and nothing is written.
 
     Args:
-        base, experts, method, policy, dtype, settings: as `merge_files` takes them.
+        base, experts, method, policy, dtype, device, workers, settings: as `merge_files` takes them.
         out: where the merge would go; None: it is not looked at.
 
     Raises:
-        MergeError: a file cannot be opened as a checkpoint, or the method, its settings, the dtype or `out` cannot be.
-            What the pre-flight check finds is in the plan.
+        ApgdTeachError: a file cannot be opened as a checkpoint, or the method, its settings, the dtype, the device, the
+            workers or `out` cannot be. What the pre-flight check finds is in the plan.
 
     Source: tensors in docs/equations.md. Lesson: 09.
     """
     chosen = pick(method, settings)
     kind = _precision(dtype)
+    _count(workers)
+    pick_device("cpu" if device is None else device)
     opened, sources = _opened(base, experts)
     others = getattr(chosen, "others", "average")
     report = _headers(opened, sources, policy, others)

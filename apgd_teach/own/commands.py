@@ -118,7 +118,12 @@ def merge(options: argparse.Namespace) -> int:
     settings: dict[str, Any] = dict(options.set)
     if reserved := _NO_SETTINGS & set(settings):
         raise MergeError(f"'{min(reserved)}' is no setting of a method; see `apgd-teach merge --help`.")
-    common = {"policy": dict(options.policy), "dtype": options.dtype}
+    common = {
+        "policy": dict(options.policy),
+        "dtype": options.dtype,
+        "device": options.device,
+        "workers": options.workers,
+    }
     if odd := sorted(set(brought.about.sources) - {"base", *experts}):
         raise MergeError(
             f"'{options.about}' speaks of '{odd[0]}', which is no input; there are: base, {', '.join(experts)}."
@@ -138,8 +143,6 @@ def merge(options: argparse.Namespace) -> int:
                 given.experts,
                 options.out,
                 options.method,
-                device=options.device,
-                workers=options.workers,
                 engine=engine,
                 **common,
                 **settings,

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from apgd_teach.cli import main, make_parser
+from apgd_teach.devices import pick_device
 from apgd_teach.errors import MergeError
 from apgd_teach.merging import METHODS, Audit, low_rank, merge
 from apgd_teach.own import options
@@ -27,6 +28,7 @@ from apgd_teach.own.inputs import named
 
 State = dict[str, Tensor]
 BASH = Path("/bin/bash")
+HERE = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
 
 
 def network(seed: int, by: float = 0.0, like: State | None = None) -> State:
@@ -129,6 +131,61 @@ def test_a_dry_run_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[st
         said = capsys.readouterr()
         assert says in said.err
         assert len(said.err.splitlines()) == 1
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("method", ["apgd", "ties", "tsv_m"])
+def test_three_workers_write_the_bytes_that_one_writes(folder: Path, method: str) -> None:
+    given = ["merge", "base.safetensors", *EXPERTS, "--method", method]
+    assert main([*given, "--workers", "1", "--out", "one.safetensors", "--report", "one.json"]) == 0
+    assert main([*given, "--workers", "3", "--out", "three.safetensors", "--report", "three.json"]) == 0
+    assert Path("one.safetensors").read_bytes() == Path("three.safetensors").read_bytes()
+    one, three = (Audit.from_json(Path(name).read_text()).output for name in ("one.json", "three.json"))
+    assert one is not None
+    assert three is not None
+    assert one.sha256 == three.sha256
+
+
+def test_the_device_that_is_named_computes(folder: Path) -> None:
+    given = ["merge", "base.safetensors", *EXPERTS]
+    for device in ("cpu", "auto"):
+        out = f"{device}.safetensors"
+        assert main([*given, "--device", device, "--out", out, "--report", f"{device}.json"]) == 0
+        assert Audit.from_json(Path(f"{device}.json").read_text()).device == str(pick_device(device))
+    assert main([*given, "--out", "unsaid.safetensors"]) == 0
+    assert Path("cpu.safetensors").read_bytes() == Path("unsaid.safetensors").read_bytes()
+    found = load_file("auto.safetensors")
+    for name, tensor in load_file("cpu.safetensors").items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+ABSENT = next((name for name, here in HERE.items() if not here), None)
+
+
+@pytest.mark.skipif(ABSENT is None, reason="this machine has every device that can be named")
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_device_that_is_not_there_is_one_sentence_and_nothing_is_written(
+    folder: Path, more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(folder.rglob("*"))
+    given = ["merge", "base.safetensors", *EXPERTS, "--out", "merged.safetensors", "--report", "audit.json", *more]
+    assert main([*given, "--device", str(ABSENT)]) == 1
+    said = capsys.readouterr()
+    assert said.err == f"this machine has no device '{ABSENT}'; use 'auto' or 'cpu'.\n"
+    assert not said.out
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+@pytest.mark.parametrize("workers", ["0", "-2"])
+def test_no_workers_are_one_sentence_and_nothing_is_written(
+    folder: Path, workers: str, more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(folder.rglob("*"))
+    given = ["merge", "base.safetensors", *EXPERTS, "--out", "merged.safetensors", "--workers", workers]
+    assert main([*given, *more]) == 1
+    said = capsys.readouterr().err
+    assert said == f"workers is {workers}; give a whole number, 1 or more.\n"
     assert sorted(folder.rglob("*")) == before
 
 
