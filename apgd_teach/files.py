@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import glob
+import json
 import os
+import platform
+import shutil
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import platformdirs
+import psutil
 
-__all__ = ["FOLDERS", "absolute", "named_folder", "own_folder", "settled", "shown", "try_folder", "write_atomically"]
+__all__ = [
+    "FOLDERS",
+    "absolute",
+    "hidden_beside",
+    "named_folder",
+    "own_folder",
+    "settled",
+    "shown",
+    "try_folder",
+    "write_atomically",
+]
 
 FOLDERS = ("APGD_TEACH_CACHE", "APGD_TEACH_DATA", "APGD_TEACH_CIFAR")
 """Environment variables that name a place: for what the package makes, with the full data sets in it, of CIFAR-10."""
@@ -71,6 +88,56 @@ def write_atomically(path: Path, content: bytes) -> None:
             # A full disk is reported without a name, and then nobody knows which.
             error.filename = str(path)
         raise
+
+
+_OWNER = "owner.json"
+
+
+@contextmanager
+def hidden_beside(path: Path) -> Iterator[Path]:
+    """A new hidden folder beside `path`, for what is not whole yet; gone with all that is in it when the block ends.
+
+    A process that was killed could not remove its own: the next one that needs such a folder beside the same path does.
+
+    Args:
+        path: of what is being made; it need not exist, the folder that it lies in must.
+
+    Returns:
+        The folder, which only its owner may enter. `owner.json` in it says which process that is.
+
+    Raises:
+        OSError: as the system reports it; nothing is left then.
+    """
+    _sweep(path)
+    hidden = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    try:
+        (hidden / _OWNER).write_text(json.dumps(_identity(os.getpid())))
+        yield hidden
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _sweep(path: Path) -> None:
+    """Remove the hidden folders beside a path whose process does not run any more."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        try:
+            owner = json.loads((left / _OWNER).read_text())
+            process = owner["process"]
+            alive = psutil.pid_exists(process) and _identity(process) == owner
+            if owner["host"] == platform.node() and not alive:
+                shutil.rmtree(left, ignore_errors=True)
+        except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+            continue  # of another machine, of another program, or nobody knows: not ours to remove
+
+
+def _identity(process: int) -> dict[str, object]:
+    """By what a process is known again, here and after a restart of the machine."""
+    booted = psutil.boot_time()
+    began = psutil.Process(process).create_time()
+    # Linux counts from the start of the machine: as a time of day it would change whenever the clock is set, and a
+    # process that runs would look like another one.
+    since = round(began - booted, 2) if sys.platform == "linux" else began
+    return {"host": platform.node(), "process": process, "since": since}
 
 
 def shown(folder: Path) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from apgd_teach.errors import MergeError
+from apgd_teach.files import hidden_beside
 from apgd_teach.merging.adapters import CONFIG
 from apgd_teach.merging.checkpoint import Checkpoint, InMemory, Spec
 from apgd_teach.merging.settings import number
@@ -168,20 +167,19 @@ class LowRank:
             "bias": "none",
             "task_type": None,
         }
+        if not place.absolute().parent.is_dir():
+            raise MergeError(f"'{place}' cannot be made (there is no folder for it); give another folder.")
         try:
-            hidden = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}.", suffix=".tmp"))
-        except OSError as error:
-            raise MergeError(f"'{place}' cannot be made ({error.strerror}); give another folder.") from None
-        try:
-            made = hidden / "out"
-            made.mkdir()
-            (made / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-            save_file(tensors, made / "adapter_model.safetensors", metadata={"format": "pt"})
-            os.replace(made, place)
+            with hidden_beside(place) as hidden:
+                made = hidden / "out"
+                made.mkdir()
+                (made / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+                save_file(tensors, made / "adapter_model.safetensors", metadata={"format": "pt"})
+                os.replace(made, place)
         except (OSError, SafetensorError) as error:
-            raise MergeError(f"'{place}' cannot be written ({error}); free some space.") from None
-        finally:
-            shutil.rmtree(hidden, ignore_errors=True)
+            raise MergeError(
+                f"'{place}' cannot be written ({error}); free some space, or give another folder."
+            ) from None
         return place
 
 

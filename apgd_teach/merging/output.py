@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import glob
 import json
 import os
-import platform
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import psutil
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from apgd_teach.errors import MergeError
+from apgd_teach.files import hidden_beside
 from apgd_teach.merging.adapters import Adapted
 from apgd_teach.merging.audit import Output
 from apgd_teach.merging.checkpoint import DTYPES, InFiles, Spec, precision_of, sha256_of
@@ -33,7 +30,6 @@ _OF_FILES = (
 )
 """Endings with which somebody means a file. Others ("llama-3.2") may be the names of folders."""
 _NAMES = {kind: name for name, kind in DTYPES.items()}
-_OWNER = "owner.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +124,8 @@ class Writer:
             for name, start in starts.items()
         }
         self._left = set(self._places)
-        self._hidden = self._folder = Path()
+        self._folder = Path()
+        self._leaving = ExitStack()
         self.output: Output | None = None
 
     @property
@@ -156,24 +153,20 @@ class Writer:
 
     def __enter__(self) -> Writer:
         path = self._target.path
-        _sweep(path)
-        self.check_room()
-        with _sentences(path):
-            self._hidden = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
-            try:
-                (self._hidden / _OWNER).write_text(json.dumps(_owner(os.getpid())))
-                # The hidden folder is its owner's only; what is made in it has the rights of any new folder and file.
-                self._folder = self._hidden / "out"
-                self._folder.mkdir()
-                for file, (header, _) in self._headers.items():
-                    (self._folder / file).write_bytes(header)
-            except BaseException:
-                self.__exit__()
-                raise
+        with ExitStack() as stack, _sentences(path):
+            # Before the room is measured: what a killed process left is removed, and counts no more.
+            hidden = stack.enter_context(hidden_beside(path))
+            self.check_room()
+            # The hidden folder is its owner's only; what is made in it has the rights of any new folder and file.
+            self._folder = hidden / "out"
+            self._folder.mkdir()
+            for file, (header, _) in self._headers.items():
+                (self._folder / file).write_bytes(header)
+            self._leaving = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._hidden, ignore_errors=True)
+        self._leaving.close()
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Put one tensor into its place."""
@@ -210,24 +203,6 @@ class Writer:
         sha256 = sha256_of((self._folder / file for file in contents), lambda file: file.open("rb", buffering=0))
         prefix = "" if self._target.is_file else f"{self._target.path.name}/"
         return Output(tuple(prefix + file for file in contents), sha256, precision_of(specs))
-
-
-def _owner(process: int) -> dict[str, object]:
-    """By what a process is known again, here and after a restart of the machine."""
-    return {"host": platform.node(), "process": process, "since": psutil.Process(process).create_time()}
-
-
-def _sweep(path: Path) -> None:
-    """Remove what merges into the same place left behind that were killed before they could do it themselves."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        try:
-            owner = json.loads((left / _OWNER).read_text())
-            process = owner["process"]
-            alive = psutil.pid_exists(process) and _owner(process) == owner
-            if owner["host"] == platform.node() and not alive:
-                shutil.rmtree(left, ignore_errors=True)
-        except (OSError, ValueError, KeyError, TypeError, psutil.Error):
-            continue  # of another machine, of another program, or nobody knows: not ours to remove
 
 
 def _header(content: Content) -> tuple[bytes, dict[str, int]]:

@@ -37,7 +37,7 @@ def check(options: argparse.Namespace) -> int:
     from apgd_teach.merging import plan_files
     from apgd_teach.own.inputs import named, opened_safely
 
-    with opened_safely(options.base, named(options.experts), _tell) as given:
+    with _ended_like_ctrl_c(), opened_safely(options.base, named(options.experts), _tell) as given:
         plan = plan_files(given.base, given.experts, policy=dict(options.policy))
         print(plan.preflight.to_json() if options.json else _in_words(plan))
     return 1 if plan.preflight.errors else 0

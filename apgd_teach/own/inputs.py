@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from apgd_teach.errors import MergeError
+from apgd_teach.files import hidden_beside
 from apgd_teach.merging import Audit
 from apgd_teach.own.pickles import convert, is_pickle
 
@@ -86,13 +87,17 @@ def _own_name(path: Path) -> str:
 def opened_safely(base: Path, experts: Mapping[str, Path], tell: Callable[[str], object]) -> Iterator[Given]:
     """The same inputs, those that are pickles as safetensors files that are gone when the block ends.
 
+    They lie in the system's folder for temporary files (TMPDIR), and not beside an output: `check` has none, a merge
+    that is refused writes nothing there, and what a killed process left is removed by the next one that reads a pickle,
+    wherever that one writes.
+
     Args:
         base: a path.
         experts: paths by name.
         tell: told of every pickle, in a sentence.
 
     Raises:
-        MergeError: as `pickles.convert`.
+        MergeError: as `pickles.convert`, or there is no such folder that can be written to.
 
     Lesson: 09.
     """
@@ -101,13 +106,20 @@ def opened_safely(base: Path, experts: Mapping[str, Path], tell: Callable[[str],
     if not pickles:
         yield Given(base, experts)
         return
-    with tempfile.TemporaryDirectory(prefix="apgd-teach-") as folder:
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(hidden_beside(Path(tempfile.gettempdir()) / "apgd-teach"))
+        except OSError as error:
+            raise MergeError(
+                "pickles have to be written once as safetensors, and no folder for temporary files can take them "
+                f"({error.strerror}); free some space, or set TMPDIR to a folder that you may write to."
+            ) from None
         ready = dict(every)
         for name, path in pickles.items():
             tell(
                 f"'{path}' is a pickle, a format that can run code; it is read with weights_only=True, which runs "
                 "nothing. Keep models as .safetensors."
             )
-            ready[name] = convert(path, Path(folder), "base" if name == "base" else f"expert '{name}'")
+            ready[name] = convert(path, folder, "base" if name == "base" else f"expert '{name}'")
         start = ready.pop("base")
         yield Given(start, ready, pickles)

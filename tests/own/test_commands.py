@@ -7,10 +7,14 @@ import os
 import pickle
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +26,7 @@ from torch import Tensor
 from apgd_teach.cli import main, make_parser
 from apgd_teach.devices import pick_device
 from apgd_teach.errors import MergeError
+from apgd_teach.files import hidden_beside
 from apgd_teach.merging import METHODS, Audit, low_rank, merge
 from apgd_teach.own import options
 from apgd_teach.own.inputs import named
@@ -568,6 +573,133 @@ def test_a_merge_that_still_runs_is_left_alone(folder: Path) -> None:
         time.sleep(0.1)
 
 
+CONVERTED = """
+import sys, time
+from apgd_teach import cli
+from apgd_teach.own import inputs
+convert = inputs.convert
+def slow(path, folder, label):
+    convert(path, folder, label)
+    print("wrote", path, flush=True)
+    time.sleep(60)
+inputs.convert = slow
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+COMPRESSED = """
+import sys, time
+from apgd_teach import cli
+from apgd_teach.merging import low_rank  # noqa: F401
+module = sys.modules["apgd_teach.merging.low_rank"]
+save_file = module.save_file
+def slow(*given, **more):
+    save_file(*given, **more)
+    print("wrote", flush=True)
+    time.sleep(60)
+module.save_file = slow
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@contextmanager
+def running_until_written(program: str, given: list[str], **env: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that has written something hidden, and then waits; killed in the end."""
+    running = subprocess.Popen(
+        [sys.executable, "-c", program, *given], env={**os.environ, **env}, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        until_written(running)
+        yield running
+    finally:
+        running.kill()
+        running.communicate(timeout=30)
+
+
+def hold(folder: Path) -> dict[Path, bytes]:
+    """Every file below a folder, with what is in it."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def of_the_user(beside: Path) -> dict[Path, bytes]:
+    """Things that are called as our hidden folders are, and are none."""
+    (beside.parent / f".{beside.name}.notes.tmp").write_text("precious")
+    for name, owner in (("empty", None), ("theirs", '{"name": "ada"}'), ("afar", AFAR)):
+        other = beside.parent / f".{beside.name}.{name}.tmp"
+        other.mkdir()
+        (other / "thesis.txt").write_text("precious")
+        if owner is not None:
+            (other / "owner.json").write_text(owner)
+    return hold(beside.parent)
+
+
+AFAR = '{"host": "another machine", "process": 1, "since": 0.0}'
+
+
+@pytest.mark.parametrize("command", ["check", "merge"])
+def test_what_a_killed_process_made_of_pickles_the_next_one_removes(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """Of whatever is beside it, that is all: a process that still runs keeps its files, and the user everything."""
+    room = tmp_path_factory.mktemp("room")
+    theirs = of_the_user(room / "apgd-teach")
+    torch.save(load_file("base.safetensors"), "start.pt")
+    given = [command, "start.pt", "ada", *(["--out", "merged.safetensors"] if command == "merge" else [])]
+    with running_until_written(CONVERTED, given, TMPDIR=str(room)):
+        pass
+    dead = set(hold(room)) - set(theirs)
+    assert [path.name for path in dead if path.suffix == ".safetensors"] == ["start.safetensors"]
+    with running_until_written(CONVERTED, given, TMPDIR=str(room)):
+        alive = {path: content for path, content in hold(room).items() if path not in theirs}
+        assert not dead & set(alive)
+        monkeypatch.setattr(tempfile, "tempdir", str(room))
+        assert main(["merge", "start.pt", "ada", "--out", "elsewhere.safetensors"]) == 0
+        assert hold(room) == {**theirs, **alive}
+    assert main(["check", "start.pt", "ada"]) == 0
+    assert hold(room) == theirs
+
+
+def test_what_a_killed_compress_left_the_next_one_to_that_place_removes(folder: Path) -> None:
+    given = ["compress", "base.safetensors", "ada/model.safetensors", "--energy", "0.9", "--out", "small"]
+    theirs = of_the_user(folder / "small")
+    with running_until_written(COMPRESSED, given):
+        pass
+    dead = set(hold(folder)) - set(theirs)
+    assert "adapter_model.safetensors" in {path.name for path in dead}
+    with running_until_written(COMPRESSED, given):
+        alive = {path: content for path, content in hold(folder).items() if path not in theirs}
+        assert not dead & set(alive)
+        assert main(given) == 0
+        made = {path: content for path, content in hold(folder).items() if path.parent.name == "small"}
+        assert hold(folder) == {**theirs, **alive, **made}
+    shutil.rmtree("small")
+    assert main(given) == 0
+    assert hold(folder) == {**theirs, **made}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no polite end")
+def test_ending_a_check_politely_leaves_nothing_of_its_pickles(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    room = tmp_path_factory.mktemp("room")
+    torch.save(load_file("base.safetensors"), "start.pt")
+    with running_until_written(CONVERTED, ["check", "start.pt", "ada"], TMPDIR=str(room)) as running:
+        assert hold(room)
+        running.terminate()
+        assert running.wait(timeout=30) == 130
+    assert not hold(room)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another system's processes are known by other facts")
+def test_a_process_is_known_by_what_no_clock_changes() -> None:
+    """Seconds from the start of the machine, as the system itself counts them."""
+    after_name = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    ticks = int(after_name[19])
+    with hidden_beside(Path(tempfile.gettempdir()) / "known") as hidden:
+        owner = json.loads((hidden / "owner.json").read_text())
+    assert owner["process"] == os.getpid()
+    assert owner["since"] == pytest.approx(ticks / os.sysconf("SC_CLK_TCK"), abs=0.006)
+
+
 # Help and completion
 
 
@@ -703,20 +835,22 @@ def test_names_that_are_missing_do_not_lose_the_card(folder: Path) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")
 @pytest.mark.parametrize(
-    "line",
+    ("line", "most"),
     [
-        "compress base.safetensors ada/model.safetensors --energy 0.99 --out small",
-        "merge start.pt ada --out merged.safetensors",
+        ("compress base.safetensors ada/model.safetensors --energy 0.99 --out small", 1000),
+        ("merge start.pt ada --out merged.safetensors", 1000),
+        # Not even a folder for temporary files can be tried.
+        ("check start.pt ada", 0),
     ],
 )
-def test_a_disk_that_takes_no_more_is_one_sentence(folder: Path, line: str) -> None:
+def test_a_disk_that_takes_no_more_is_one_sentence(folder: Path, line: str, most: int) -> None:
     torch.save(load_file("base.safetensors"), "start.pt")
     before = sorted(folder.rglob("*"))
     program = (
         "import resource, signal, sys\n"
         "from apgd_teach.cli import main\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, {most}))\n"
         f"sys.exit(main({line.split()}))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, encoding="utf-8", timeout=120)
