@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,6 +85,9 @@ def evaluation(given: str) -> Callable[[Mapping[str, Tensor], str], Any]:
     Args:
         given: the path, and the function's name where it is not `evaluate`.
 
+    Returns:
+        The function. Whatever it raises comes as an `ApgdTeachError` that says what and in which line.
+
     Raises:
         ApgdTeachError: there is no such file or function, or the file itself fails.
 
@@ -98,12 +102,30 @@ def evaluation(given: str) -> Callable[[Mapping[str, Tensor], str], Any]:
     try:
         there = runpy.run_path(str(path))
     except (Exception, SystemExit) as error:
-        raise ApgdTeachError(f"'{path}' fails when it is run ({type(error).__name__}: {error}).") from error
+        raise ApgdTeachError(f"'{path}' fails when it is run ({type(error).__name__}: {_said(error)}).") from error
     function = there.get(name)
     if not callable(function):
         raise ApgdTeachError(f"'{path}' has no function '{name}'; give FILE.py:FUNCTION.")
-    made: Callable[[Mapping[str, Tensor], str], Any] = function
-    return made
+
+    def asked(state: Mapping[str, Tensor], task: str) -> Any:
+        try:
+            return function(state, task)
+        except (Exception, SystemExit) as error:  # whatever a function of the reader's own may raise
+            # The innermost line of the file itself; there is none where the function comes from another one.
+            lines = [one.lineno for one in traceback.extract_tb(error.__traceback__) if one.filename == str(path)]
+            where = f" in line {lines[-1]}" if lines else ""
+            raise ApgdTeachError(
+                f"'{given}' raised {type(error).__name__} ({_said(error)}){where}, asked about '{task}'; mend it, and "
+                "ask again."
+            ) from error
+
+    return asked
+
+
+def _said(error: BaseException) -> str:
+    """What an error says, in one line of no great length."""
+    words = " ".join(str(error).split())
+    return words if len(words) <= 300 else f"{words[:299]}…"
 
 
 class OnDisk(Mapping[str, Mapping[str, Tensor]]):

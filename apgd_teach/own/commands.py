@@ -1,4 +1,4 @@
-"""`apgd-teach check`, `merge`, `report`, `compress`, `completion`: thin, like the rest of the command line.
+"""`apgd-teach check`, `merge`, `choose`, `report`, `compress`, `completion`: thin, like the rest of the command line.
 
 What is heavy is imported inside the functions, so that `--help` answers at once.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from apgd_teach.own.inputs import Given
     from apgd_teach.own.judging import Evaluate, Judged
 
-__all__ = ["check", "completion", "compress", "merge", "report"]
+__all__ = ["check", "choose", "completion", "compress", "merge", "report"]
 
 
 def _tell(sentence: str) -> None:
@@ -109,7 +109,8 @@ def merge(options: argparse.Namespace) -> int:
     for path in options.report:
         check_target(path)
     experts = named(options.experts)
-    _apart([options.out, *options.report, *([options.card] if options.card else [])], [options.base, *experts.values()])
+    inputs = [options.base, *experts.values()]
+    _apart([*options.report, *([options.card] if options.card else [])], inputs, model=options.out)
     brought = _brought(options)
     if options.scheduler and options.engine != "dask":
         raise MergeError("--scheduler is for --engine dask; give both, or none.")
@@ -133,10 +134,7 @@ def merge(options: argparse.Namespace) -> int:
         if options.dry_run:
             print(f"{_in_words(plan)}\n\nNothing was computed or written.")
             return 1 if plan.preflight.errors else 0
-        try:
-            plan.preflight.raise_errors("`apgd-teach check` with the same files")
-        except MergeError as error:
-            raise MergeError(_for_a_shell(str(error))) from None
+        _passed(plan)
         with _engine(options) as engine:
             audit = merge_files(
                 given.base,
@@ -178,18 +176,26 @@ def merge(options: argparse.Namespace) -> int:
     return 0
 
 
-def _apart(written: list[Path], given: list[Path]) -> None:
+def _apart(written: list[Path], given: list[Path], model: Path | None = None) -> None:
     """Refuse to write two things into one file, or over an input."""
-    seen: set[Path] = set()
+    seen = set() if model is None else {model.resolve()}
     for path in written:
         place = path.resolve()
         if place in seen:
             raise MergeError(f"'{path}' is to hold two things; give each a name of its own.")
         seen.add(place)
         # Of the model itself `merge_files` says what stands in its way.
-        for one in () if path == written[0] else (each.resolve() for each in given):
+        for one in (each.resolve() for each in given):
             if place == one or one in place.parents:
                 raise MergeError(f"'{path}' is an input or lies in one, which are never changed; write it elsewhere.")
+
+
+def _passed(plan: Plan) -> None:
+    """Refuse what the pre-flight check found."""
+    try:
+        plan.preflight.raise_errors("`apgd-teach check` with the same files")
+    except MergeError as error:
+        raise MergeError(_for_a_shell(str(error))) from None
 
 
 _NO_SETTINGS = {
@@ -236,11 +242,8 @@ def _judged(options: argparse.Namespace, given: Given, evaluate: Evaluate | None
     try:
         return judge(base, experts, merged, evaluate)
     except ApgdTeachError as error:
-        raise MergeError(f"'{options.out}' is written, and was not judged: {error}") from None
-    except Exception as error:  # whatever a function of the reader's own may raise
         raise MergeError(
-            f"'{options.out}' is written, and was not judged: '{options.evaluate}' raised {type(error).__name__} "
-            f"({error}); mend it, and judge the model in Python (docs/own.md)."
+            f"'{options.out}' is written, and was not judged, which can be done later in Python (docs/own.md): {error}"
         ) from None
 
 
@@ -259,6 +262,43 @@ def _card(audit: Audit, judged: Judged | None, said: About) -> Card:
         examples=said.examples,
         chosen=said.chosen,
     )
+
+
+def choose(options: argparse.Namespace) -> int:
+    """Rank methods by an evaluation, and say which merge it speaks for."""
+    from apgd_teach.merging import plan_files
+    from apgd_teach.own import choosing, judging
+    from apgd_teach.own.brought import OnDisk, evaluation
+    from apgd_teach.own.inputs import named, opened_safely
+    from apgd_teach.own.report import check_target
+
+    for path in options.report:
+        check_target(path)
+    experts, policy = named(options.experts), dict(options.policy)
+    _apart(options.report, [options.base, *experts.values()])
+    tried = choosing.candidates(options.method, options.set)
+    evaluate = evaluation(options.evaluate)
+    with _ended_like_ctrl_c(), opened_safely(options.base, experts, _tell) as given:
+        plan = plan_files(given.base, given.experts, policy=policy)
+        _passed(plan)
+        found = judging.choose(
+            OnDisk(given.base, {"base": given.base})["base"],
+            dict(OnDisk(given.base, given.experts)),
+            evaluate,
+            tried,
+            priorities=dict(options.priority),
+            tolerance=options.tolerance,
+            policy=policy,
+        )
+        inputs = {name: one.digest() for name, one in plan.inputs.items()} if options.report else {}
+        inputs |= given.hashes
+    line = choosing.command(found, options.base, options.experts, policy)
+    print(f"{found.table()}\n\n{found.advice}\n\n{found.judged.table(found.best)}\n")
+    print(f"{found.best} is made by:\n\n  {line}\n\n{choosing.CAUTION}")
+    for path in options.report:
+        choosing.write(found, line, inputs, path)
+        print(f"Report: {path}")
+    return 0
 
 
 @contextmanager
@@ -340,7 +380,7 @@ def completion(options: argparse.Namespace) -> int:
     parser = make_parser()
     for each in _parsers(parser):
         for action in each._actions:
-            if action.type is Path or action.dest == "experts":
+            if action.type is Path or action.dest in ("experts", "evaluate"):
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
     print(shtab.complete(parser, options.shell))
     return 0

@@ -34,14 +34,18 @@ class Given:
     experts: Mapping[str, Path]
     pickles: Mapping[str, Path] = field(default_factory=dict)
 
+    @property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the pickles, by name."""
+        made = {"base": self.base, **self.experts}
+        return {name: made[name].parent.name for name in self.pickles}
+
     def as_given(self, audit: Audit) -> Audit:
         """An audit that names the files that were given, in place of those that were made of pickles."""
         if not self.pickles:
             return audit
-        made = {"base": self.base, **self.experts}
-        hashes = {name: made[name].parent.name for name in self.pickles}
         names = {name: (path.name,) for name, path in self.pickles.items()}
-        return dataclasses.replace(audit, inputs={**audit.inputs, **hashes}, files={**audit.files, **names})
+        return dataclasses.replace(audit, inputs={**audit.inputs, **self.hashes}, files={**audit.files, **names})
 
 
 def named(given: Sequence[str]) -> dict[str, Path]:

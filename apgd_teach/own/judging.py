@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import NormalDist, fmean
 from typing import TypeAlias
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from apgd_teach.errors import ApgdTeachError
 from apgd_teach.merging import Merged, Method, StateDict, merge
+from apgd_teach.merging.registry import pick
 from apgd_teach.progress import bar
 from apgd_teach.tables import Table
 
@@ -387,7 +389,8 @@ def choose(
 ) -> Choice:
     """Merge by several methods and settings, judge them on examples that may choose, and say what follows.
 
-    This uses labelled data, unlike a merge: the audit of what it returns says so.
+    This uses labelled data, unlike a merge: the audit of what it returns says so. In memory are the base, the experts
+    and two merges at most: each candidate is merged when its turn comes, and the best one once more in the end.
 
     Args:
         base: θ₀.
@@ -409,26 +412,47 @@ def choose(
     if not tried:
         raise ApgdTeachError("there is nothing to choose from; give one candidate or more.")
     weights = _priorities(experts, priorities or {})
-    made = {}
-    for label, one in tried.items():
+    for one in tried.values():
+        # What a candidate's settings are refused for is said before the first is judged.
+        pick(*one) if isinstance(one, tuple) else pick(one, {})
+
+    def made(label: str) -> Merged:
+        one = tried[label]
         if isinstance(one, tuple):
-            made[label] = merge(base, experts, one[0], policy=policy, **dict(one[1]))
-        else:
-            made[label] = merge(base, experts, one, policy=policy)
-    networks = {label: one.state_dict for label, one in made.items()}
-    judged = judge(base, experts, networks, evaluate, progress=progress)
-    best = max(made, key=lambda label: _weighted(judged.merged[label], weights))
+            return merge(base, experts, one[0], policy=policy, **dict(one[1]))
+        return merge(base, experts, one, policy=policy)
+
+    judged = judge(base, experts, _Candidates(made, list(tried)), evaluate, progress=progress)
+    best = max(tried, key=lambda label: _weighted(judged.merged[label], weights))
     losses = {task: lost(judged.experts[task], judged.merged[best][task]).points for task in judged.tasks}
     apart = sorted((task for task in losses if losses[task] > tolerance), key=lambda task: -losses[task])
-    chosen = replace(made[best], audit=replace(made[best].audit, data_used="labelled"))
+    network = made(best)
+    chosen = replace(network, audit=replace(network.audit, data_used="labelled"))
     return Choice(judged, weights, tolerance, best, chosen, tuple(apart), _options(tried[best]))
+
+
+class _Candidates(Mapping[str, StateDict]):
+    """Networks by label, each merged when it is asked for, so that not all of them are in memory."""
+
+    def __init__(self, made: Callable[[str], Merged], labels: Sequence[str]) -> None:
+        self._made, self._labels = made, labels
+
+    def __getitem__(self, label: str) -> StateDict:
+        return self._made(label).state_dict
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._labels)
+
+    def __len__(self) -> int:
+        return len(self._labels)
 
 
 def _options(candidate: tuple[str, Mapping[str, object]] | Method) -> str:
     if not isinstance(candidate, tuple):
         return ""
     name, settings = candidate
-    return " ".join([f"--method {name}", *(f"--set {key}={value}" for key, value in settings.items())])
+    given = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    return shlex.join(["--method", name, *given])
 
 
 def _priorities(tasks: Iterable[str], given: Mapping[str, float]) -> dict[str, float]:

@@ -1,8 +1,9 @@
-"""The options of `apgd-teach check`, `merge`, `report`, `compress` and `completion`, with their help and examples."""
+"""The options of `apgd-teach check`, `merge`, `choose`, `report`, `compress` and `completion`, with help, examples."""
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,22 @@ examples:
   apgd-teach merge base/ ada/ ben/ --out merged/ --evaluate my_eval.py --card card.html --about about.json
 """
 
+_CHOOSE = f"""
+Merges by several methods and settings, asks your evaluation about each on every task, ranks them, says whether to
+merge at all, and prints the `apgd-teach merge` that makes the best. No model is written. In memory are the base, the
+experts and two merges.
+
+The evaluation is a function evaluate(state_dict, task), of your validation set: examples that no accuracy will be
+reported on, since those that choose a method make it look better than it is. A task is an expert's name.
+{_INPUTS}"""
+
+_CHOOSE_EXAMPLES = """
+examples:
+  apgd-teach choose base.safetensors ada.safetensors ben.safetensors --evaluate my_eval.py --report choice.html
+  apgd-teach choose base/ ada/ ben/ --evaluate my_eval.py:validate --method average --method apgd --priority ada=3
+  apgd-teach choose base/ ada/ ben/ --evaluate my_eval.py --method ties --set trim=0.1 --set trim=0.3 --tolerance 1
+"""
+
 _REPORT_EXAMPLES = """
 examples:
   apgd-teach report audit.json                               the record, as Markdown
@@ -83,7 +100,7 @@ examples:
 
 
 def add_commands(commands: Any, setting: Callable[[str], tuple[str, object]]) -> None:
-    """Add the five commands.
+    """Add these commands.
 
     Args:
         commands: what argparse's `add_subparsers` gave.
@@ -156,6 +173,49 @@ def add_commands(commands: Any, setting: Callable[[str], tuple[str, object]]) ->
     )
     merge.add_argument("--dry-run", action="store_true", help="look at everything, compute and write nothing")
 
+    choose = parser("choose", "which method does your evaluation speak for?", _CHOOSE, _CHOOSE_EXAMPLES)
+    choose.set_defaults(command=run.choose)
+    inputs(choose)
+    choose.add_argument(
+        "--evaluate",
+        required=True,
+        metavar="FILE.py[:FUNCTION]",
+        help="your function evaluate(state_dict, task): predicted and right classes, or a score from 0 to 100",
+    )
+    choose.add_argument(
+        "--method",
+        choices=METHODS,
+        action="append",
+        default=[],
+        help="only this one, and others that are named (default: the course's choice of methods and settings)",
+    )
+    choose.add_argument(
+        "--set",
+        type=setting,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of the one method that is named; given twice, both values are tried",
+    )
+    choose.add_argument(
+        "--priority",
+        type=_priority,
+        action="append",
+        default=[],
+        metavar="TASK=WEIGHT",
+        help="of a task in the mean that ranks, 0 or more (default: 1)",
+    )
+    choose.add_argument(
+        "--tolerance",
+        type=_points,
+        default=2.0,
+        metavar="POINTS",
+        help="that a task may lose against its own expert before it is kept apart (default: 2)",
+    )
+    choose.add_argument(
+        "--report", type=Path, action="append", default=[], metavar="FILE", help="the choice, as .json, .md or .html"
+    )
+
     report = parser(
         "report", "read the audit of a merge", "Reads an audit, the .json of merge --report.", _REPORT_EXAMPLES
     )
@@ -187,3 +247,28 @@ def _policy(text: str) -> tuple[str, str]:
     if not sign or not pattern or not action:
         raise argparse.ArgumentTypeError(f"'{text}' is not PATTERN=WHAT, as in 'head.*=keep'")
     return pattern, action
+
+
+def _priority(text: str) -> tuple[str, float]:
+    """TASK=WEIGHT; a name may hold an equals sign, so the last one counts."""
+    task, sign, number = text.rpartition("=")
+    weight = _finite(number)
+    if not sign or not task or weight is None:
+        raise argparse.ArgumentTypeError(f"'{text}' is not TASK=WEIGHT with a weight of 0 or more, as in ada=2")
+    return task, weight
+
+
+def _points(text: str) -> float:
+    points = _finite(text)
+    if points is None:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of points, 0 or more")
+    return points
+
+
+def _finite(text: str) -> float | None:
+    """A finite number, 0 or more; None where it is none."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if 0 <= number < math.inf else None

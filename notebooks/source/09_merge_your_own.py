@@ -700,8 +700,9 @@ typed(f"apgd-teach check {OWN}", Path.cwd()) if OWN else "No files of your own w
 # %% [markdown]
 # Then `merge`, as above; `apgd-teach merge --help` has examples. Folders of Hugging Face models, sharded files and LoRA
 # adapters are taken as they are, large ones a layer at a time, and `--engine dask` spreads layers over other processes
-# or machines. Tensors are merged; a configuration and a tokenizer are yours to copy, from the base. `choose` holds all
-# models in memory at once: for large ones, merge by two or three methods on the command line, each with `--evaluate`.
+# or machines. Tensors are merged; a configuration and a tokenizer are yours to copy, from the base.
+# `apgd-teach choose` ranks the candidates by a function in a file of yours, as `choose` did above. It holds base,
+# experts and two merges in memory: where that is too much, merge by two or three methods, each with `--evaluate`.
 #
 # ## What this run showed
 

@@ -37,7 +37,8 @@ def test_help_answers_at_once_and_loads_nothing_heavy() -> None:
     done = call("--help")
     assert time.monotonic() - start < 1.5  # 0.1 s on a machine at rest; importing PyTorch takes more than this
     assert done.returncode == 0
-    for command in ("run", "lab", "doctor", "data", "build", "check", "merge", "report", "compress", "completion"):
+    course, own = ("run", "lab", "doctor", "data", "build"), ("check", "merge", "choose", "report", "compress")
+    for command in (*course, *own, "completion"):
         assert re.search(rf"^    {command}\s", done.stdout, re.MULTILINE)
     loaded = subprocess.run(
         [sys.executable, "-c", "import sys, apgd_teach.cli; print('torch' in sys.modules, 'numpy' in sys.modules)"],

@@ -246,7 +246,12 @@ def test_an_evaluation_that_is_brought_is_asked_and_stands_in_the_card(
         assert len(err.splitlines()) == 1
     Path("fails.py").write_text("def evaluate(state, task):\n    return state['nothing']\n")
     Path("odd.py").write_text("def evaluate(state, task):\n    return 'good'\n")
-    for script, says in (("fails.py", "raised KeyError ('nothing')"), ("odd.py", "returned a str for 'ada'")):
+    Path("ends.py").write_text("import sys\n\n\ndef evaluate(state, task):\n    sys.exit(3)\n")
+    for script, says in (
+        ("fails.py", "'fails.py' raised KeyError ('nothing') in line 2, asked about 'ada'; mend it, and ask again."),
+        ("ends.py", "'ends.py' raised SystemExit (3) in line 5, asked about 'ada'; mend it, and ask again."),
+        ("odd.py", "returned a str for 'ada'"),
+    ):
         assert main([*given[:-1], script, "--report", "audit.json"]) == 1
         err = capsys.readouterr().err
         assert "'merged.safetensors' is written, and was not judged" in err
@@ -703,7 +708,7 @@ def test_a_process_is_known_by_what_no_clock_changes() -> None:
 # Help and completion
 
 
-@pytest.mark.parametrize("command", ["check", "merge", "report", "compress", "completion"])
+@pytest.mark.parametrize("command", ["check", "merge", "choose", "report", "compress", "completion"])
 def test_help_has_examples_that_the_parser_takes(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([command, "--help"])
@@ -719,7 +724,7 @@ def test_help_has_examples_that_the_parser_takes(command: str, capsys: pytest.Ca
 def test_completion_knows_the_commands(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
-    for word in ("check", "merge", "report", "compress", "--dry-run", "tsv_m"):
+    for word in ("check", "merge", "choose", "report", "compress", "--dry-run", "--priority", "tsv_m"):
         assert word in script
 
 
@@ -741,6 +746,10 @@ def test_bash_completes_what_is_typed(folder: Path, capsys: pytest.CaptureFixtur
     assert set(completed("apgd-teach", "me")) == {"merge"}
     assert set(completed("apgd-teach", "merge", "base.safetensors", "ada", "--method", "ts")) == {"tsv_m"}
     assert "base.safetensors" in completed("apgd-teach", "merge", "ba")
+    (folder / "my_eval.py").touch()
+    assert set(completed("apgd-teach", "choose", "base.safetensors", "ada", "--tol")) == {"--tolerance"}
+    for command in ("merge", "choose"):
+        assert "my_eval.py" in completed("apgd-teach", command, "base.safetensors", "ada", "--evaluate", "my")
 
 
 @pytest.mark.parametrize(

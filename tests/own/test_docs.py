@@ -37,7 +37,7 @@ def test_every_command_of_the_page_works(tmp_path: Path, monkeypatch: pytest.Mon
     Path("about.json").write_text('{"title": "ada and ben", "sources": {"ada": {"data": "made up"}}}')
     Path("my_eval.py").write_text("def evaluate(state, task):\n    return 50.0\n")
     typed = commands()
-    assert len(typed) == 10
+    assert len(typed) == 12
     for line in typed:
         program, *arguments = shlex.split(line)
         assert program == "apgd-teach"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import weakref
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,39 @@ def test_the_best_by_the_priorities_is_chosen_and_the_audit_says_that_data_did_i
     tilted = choose(world.base, world.experts, world.evaluate, candidates, priorities=only, progress=False)
     cleo = {label: verdicts["cleo"].accuracy for label, verdicts in tilted.judged.merged.items()}
     assert cleo[tilted.best] == max(cleo.values())
+
+
+def test_no_more_than_two_merges_are_in_memory_at_a_time(world: World) -> None:
+    inputs = [id(one) for one in (world.base, *world.experts.values())]
+    seen: list[weakref.ref[Tensor]] = []
+    most = 0
+
+    def evaluate(state: State, task: str) -> float:
+        nonlocal most
+        if id(state) not in inputs:
+            seen.append(weakref.ref(state["w.weight"]))
+            most = max(most, len({id(one) for ref in seen if (one := ref()) is not None}))
+        return 50.0
+
+    candidates = {f"λ = {one}": ("task_arithmetic", {"coefficient": one}) for one in (0.1, 0.2, 0.3, 0.4, 0.5)}
+    choose(world.base, world.experts, evaluate, candidates, progress=False)
+    assert len(seen) == 5 * len(TASKS)
+    assert 1 <= most <= 2
+
+
+def test_a_candidate_that_cannot_be_is_refused_before_anything_is_asked(world: World) -> None:
+    def evaluate(state: State, task: str) -> float:
+        raise AssertionError(f"asked about {task}")
+
+    candidates = {"average": ("average", {}), "ties": ("ties", {"trim": 7})}
+    with pytest.raises(ApgdTeachError, match=r"ties.*trim"):
+        choose(world.base, world.experts, evaluate, candidates, progress=False)
+
+
+def test_the_options_of_a_choice_are_words_of_a_shell(world: World) -> None:
+    candidates = {"quoted": ("apgd", {"protect": "auto", "reach": None})}
+    found = choose(world.base, world.experts, world.evaluate, candidates, progress=False)
+    assert found.options == "--method apgd --set protect=auto --set reach=None"
 
 
 def judged_by(world: World, merged: float, base: float = 50.0, worst: float | None = None) -> Choice:
