@@ -316,7 +316,7 @@ def train_jointly(
 
 def distil(
     student: nn.Module,
-    heads: Mapping[str, nn.Linear],
+    heads: Mapping[str, nn.Module],
     teach: Callable[[str, Tensor], Tensor],
     pictures: Mapping[str, Tensor],
     how: Recipe,
@@ -334,7 +334,7 @@ def distil(
 
     Args:
         student: an encoder.
-        heads: by task, linear heads on its features.
+        heads: by task, from its features to logits.
         teach: a task and pictures to the teacher's logits, shape (image, class).
         pictures: by task, shape (image, channel, row, column).
         how: the recipe; its batch is divided among the tasks.
@@ -352,7 +352,7 @@ def distil(
     names, share = list(sets), max(1, how.batch_size // len(sets))
     owners = torch.arange(len(names), device=device).repeat_interleave(share)
     forward = way.ready(student.train())
-    learned = [*student.parameters(), *(one for head in heads.values() for one in head.parameters())]
+    learned = [*student.parameters(), *(one for head in heads.values() for one in head.train().parameters())]
     with seeded(seed):
 
         def draw() -> Batch:

@@ -45,17 +45,28 @@ def corrupted(images: Tensor, corruption: str, seed: int = 0) -> Tensor:
     """Pictures under one of `CORRUPTIONS`, the same for every network.
 
     Args:
-        images: (image, channel, row, column) in [0, 1].
+        images: (image, channel, row, column) in [0, 1]: as they are before a network's own normalisation.
         corruption: its name.
         seed: of the noise.
 
     Raises:
-        ApgdTeachError: there is no such corruption.
+        ApgdTeachError: there is no such corruption, or these are no such pictures.
 
     Lesson: 09.
     """
     if corruption not in CORRUPTIONS:
         raise ApgdTeachError(f"there is no corruption '{corruption}'; use one of: {', '.join(CORRUPTIONS)}.")
+    if images.ndim != 4 or not images.numel() or not images.is_floating_point():
+        raise ApgdTeachError(
+            "worse pictures are made of floats of shape (image, channel, row, column), and these are "
+            f"{str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape)}; bring them into that form."
+        )
+    low, high = (float(one) for one in images.aminmax())
+    if not (low >= 0 and high <= 1):
+        raise ApgdTeachError(
+            f"worse pictures are made of values from 0 to 1, and these go from {low:.3g} to {high:.3g}; take them "
+            "before they are normalised."
+        )
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed)).to(images)
     return CORRUPTIONS[corruption](images, noise)
 

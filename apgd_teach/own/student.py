@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from apgd_teach.progress import bar
 from apgd_teach.tables import Table
 from apgd_teach.training import Recipe, distil, seeded
 
-__all__ = ["RECIPE", "Student", "generated", "latency_ms", "size_table", "student_of"]
+__all__ = ["RECIPE", "Student", "generated", "latency_ms", "size_table", "student_of", "taught"]
 
 RECIPE = Recipe("adamw", 2e-3, steps=1500, weight_decay=0.01, batch_size=256)
 """How a student learns."""
@@ -125,21 +126,19 @@ def student_of(
                 f"{tuple(images.shape)}; use another network, or other pictures."
             )
     teacher = pool.encoder()
-    teacher_heads = {task: pool.head(task) for task in pool.tasks}
     loaded = {task: fitted(teacher, state, pool.network) for task, state in by_task.items()}
 
-    def teach(task: str, images: Tensor) -> Tensor:
-        features = torch.func.functional_call(teacher, loaded[task], (images,))
-        logits: Tensor = teacher_heads[task](features)
+    def answers(task: str, head: nn.Module, images: Tensor) -> Tensor:
+        logits: Tensor = head(torch.func.functional_call(teacher, loaded[task], (images,)))
         return logits
 
     encoder = make_encoder(small, seed).to(pool.device)
-    heads = {}
+    heads: dict[str, nn.Module] = {}
     with seeded(seed):
         for task, data in pool.tasks.items():
             heads[task] = nn.Linear(kind.features, len(data.classes)).to(pool.device)
-    with bar(recipe.steps, "step", "the student", progress) as ticks:
-        distil(encoder, heads, teach, shown, recipe, seed, pool.device, lambda step, value: ticks.update())
+    teach = {task: partial(answers, task, pool.head(task)) for task in pool.tasks}
+    taught(encoder, heads, teach, shown, recipe=recipe, seed=seed, progress=progress)
     return Student(
         small,
         {name: one.detach().cpu() for name, one in encoder.state_dict().items()},
@@ -147,6 +146,92 @@ def student_of(
         f"{'one network' if one_for_all else 'an expert for each task'}, "
         f"{'unlabelled training pictures' if pictures is None else 'given pictures'}",
     )
+
+
+def taught(
+    student: nn.Module,
+    heads: Mapping[str, nn.Module],
+    teachers: Mapping[str, Callable[[Tensor], Tensor]],
+    pictures: Mapping[str, Tensor],
+    *,
+    recipe: Recipe = RECIPE,
+    seed: int = 0,
+    progress: bool = True,
+) -> None:
+    """Distil any networks into any other one, on pictures without labels.
+
+    Student and heads are changed, and are ready to answer afterwards: `heads[task](student(images))`.
+
+    Args:
+        student: images to features, shape (image, feature); on the device that it shall learn on.
+        heads: by task, features to logits, shape (image, class). `nn.Identity()` where the student answers itself.
+        teachers: by task, images to logits of the same shape; modules have to be ready to answer (`eval()`).
+        pictures: by task, shape (image, …), alike but for their number; in whatever form the networks take them.
+        recipe: how the student learns.
+        seed: of the order of the pictures.
+        progress: whether to show a bar.
+
+    Raises:
+        ApgdTeachError: there is nothing that learns; heads, teachers and pictures are of other tasks, or do not fit
+            each other; a teacher is in training; or the loss is not finite.
+
+    Lesson: 09.
+    """
+    for what, given in (("heads", heads), ("teachers", teachers)):
+        if set(given) != set(pictures):
+            odd = sorted(set(given) ^ set(pictures))[0]
+            raise ApgdTeachError(f"the {what} and the pictures differ in the task '{odd}'; give both for every task.")
+    learns = next((one for module in (student, *heads.values()) for one in module.parameters()), None)
+    if learns is None:
+        raise ApgdTeachError("student and heads have no parameter, so nothing can learn; give another student.")
+    for task, teacher in teachers.items():
+        if isinstance(teacher, nn.Module) and teacher.training:
+            raise ApgdTeachError(f"the teacher of '{task}' is in training mode; call its eval() first.")
+        _fit(task, student, heads[task], teacher, pictures[task], learns.device)
+    if len({images.shape[1:] for images in pictures.values()}) > 1:
+        shapes = ", ".join(f"{task} {tuple(images.shape[1:])}" for task, images in pictures.items())
+        raise ApgdTeachError(f"the tasks' pictures have several shapes ({shapes}); bring them to one.")
+    with bar(recipe.steps, "step", "the student", progress) as ticks:
+        distil(
+            student,
+            heads,
+            lambda task, images: teachers[task](images),
+            pictures,
+            recipe,
+            seed,
+            learns.device,
+            lambda step, value: ticks.update(),
+        )
+    for module in (student, *heads.values()):
+        module.eval()
+
+
+@torch.no_grad()
+def _fit(
+    task: str,
+    student: nn.Module,
+    head: nn.Module,
+    teacher: Callable[[Tensor], Tensor],
+    images: Tensor,
+    device: torch.device,
+) -> None:
+    """Ask both about one picture: whether they take it, and answer with as many classes."""
+    if not len(images):
+        raise ApgdTeachError(f"there are no pictures of '{task}'; give one or more, or leave the task out.")
+    one = images[:1].to(device)
+    try:
+        wanted, said = teacher(one), head.eval()(student.eval()(one))
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ApgdTeachError(
+            f"a picture of '{task}', {tuple(images.shape[1:])}, cannot be given to its teacher and to the student "
+            f"({reason}); give pictures that both take, and both on one device."
+        ) from error
+    if wanted.ndim != 2 or wanted.shape != said.shape:
+        raise ApgdTeachError(
+            f"about one picture of '{task}' the teacher answers {tuple(wanted.shape)} and the student "
+            f"{tuple(said.shape)}; both have to be (1, classes): give the student another head."
+        )
 
 
 def generated(count: int, shape: tuple[int, int, int], seed: int = 0) -> Tensor:

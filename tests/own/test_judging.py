@@ -271,15 +271,33 @@ def test_an_evaluation_of_a_pool_says_what_the_evaluator_says(pooled) -> None:
 
 
 def test_corruptions_stay_pictures_and_are_the_same_for_everyone() -> None:
-    images = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    for name in CORRUPTIONS:
-        made = corrupted(images, name)
-        assert made.shape == images.shape
-        assert 0 <= float(made.min()) <= float(made.max()) <= 1
-        assert torch.equal(made, corrupted(images, name))
-        assert torch.equal(made, images) == (name == "as they are")
+    for shape in ((4, 1, 28, 28), (4, 3, 20, 32)):
+        images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        for name in CORRUPTIONS:
+            made = corrupted(images, name)
+            assert made.shape == images.shape
+            assert 0 <= float(made.min()) <= float(made.max()) <= 1
+            assert torch.equal(made, corrupted(images, name))
+            assert torch.equal(made, images) == (name == "as they are")
     with pytest.raises(ApgdTeachError, match="there is no corruption 'fog'"):
         corrupted(images, "fog")
+
+
+@pytest.mark.parametrize(
+    ("images", "says"),
+    [
+        (torch.full((2, 3, 8, 8), -0.5), "these go from -0.5 to -0.5; take them before they are normalised"),
+        (torch.full((2, 3, 8, 8), 2.6), "these go from 2.6 to 2.6"),
+        (torch.full((2, 3, 8, 8), math.nan), "these go from nan to nan"),
+        (torch.zeros((2, 3, 8, 8), dtype=torch.uint8), r"these are uint8 of shape \(2, 3, 8, 8\)"),
+        (torch.zeros(3, 8, 8), r"these are float32 of shape \(3, 8, 8\)"),
+        (torch.zeros(0, 3, 8, 8), r"these are float32 of shape \(0, 3, 8, 8\)"),
+    ],
+)
+def test_what_is_no_picture_from_0_to_1_is_not_made_worse(images: Tensor, says: str) -> None:
+    """A network's own normalisation comes after: what is cut at 0 and 1 would be another corruption."""
+    with pytest.raises(ApgdTeachError, match=says):
+        corrupted(images, "noise, σ = 0.1")
 
 
 def test_worse_pictures_are_held_against_good_ones(pooled) -> None:

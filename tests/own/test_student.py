@@ -16,7 +16,7 @@ from apgd_teach.merging import merge
 from apgd_teach.models import make_encoder
 from apgd_teach.own.judging import judge
 from apgd_teach.own.noise import of_pool
-from apgd_teach.own.student import RECIPE, Student, generated, latency_ms, size_table, student_of
+from apgd_teach.own.student import RECIPE, Student, generated, latency_ms, size_table, student_of, taught
 
 SHORT = replace(RECIPE, steps=120, batch_size=128)
 
@@ -118,6 +118,117 @@ def test_what_cannot_be_is_one_sentence(pool: Pool, given: dict, says: str) -> N
         arguments["teachers"] = {"digits-upright": pool.base}
     with pytest.raises(ApgdTeachError, match=says):
         student_of(pool, arguments.pop("teachers"), recipe=SHORT, progress=False, **arguments)
+
+
+# Networks of one's own
+
+
+class Mixed(nn.Module):
+    """A student that is none of the course's: colour, a convolution, a BatchNorm, dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 12, 3, stride=2)
+        self.norm = nn.BatchNorm2d(12)
+        self.rest = nn.Sequential(nn.ReLU(), nn.Dropout(0.1), nn.Flatten(), nn.Linear(12 * 5 * 5, 24))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.rest(self.norm(self.conv(images)))
+        return out
+
+
+def own_teachers() -> dict[str, nn.Module]:
+    """Two networks of four and of three classes, for colour pictures of 12 × 12."""
+    torch.manual_seed(4)
+    made = {
+        task: nn.Sequential(nn.Flatten(), nn.Linear(432, 16), nn.Tanh(), nn.Linear(16, classes)).eval()
+        for task, classes in (("animals", 4), ("tools", 3))
+    }
+    middle = generated(500, (3, 12, 12)).mean(dim=0).flatten()
+    with torch.no_grad():
+        for teacher in made.values():
+            # About a middling picture they are undecided, so that each names all of its classes.
+            teacher[1].bias.copy_(-teacher[1].weight @ middle)
+            teacher[-1].bias.zero_()
+            nn.init.normal_(teacher[-1].weight, std=2.0)
+    return made
+
+
+def own_pictures(count: int = 1500) -> dict[str, torch.Tensor]:
+    return {task: generated(count, (3, 12, 12), seed) for seed, task in enumerate(("animals", "tools"))}
+
+
+def test_any_network_learns_from_any_other_ones_without_the_course_s_pools() -> None:
+    teachers, shown = own_teachers(), own_pictures()
+    before = {task: [one.clone() for one in teacher.parameters()] for task, teacher in teachers.items()}
+    torch.manual_seed(5)
+    student, heads = Mixed(), {"animals": nn.Linear(24, 4), "tools": nn.Linear(24, 3)}
+    taught(student, heads, teachers, shown, recipe=replace(SHORT, steps=250), progress=False)
+    assert not any(module.training for one in (student, *heads.values()) for module in one.modules())
+    new = {task: generated(300, (3, 12, 12), 50 + seed) for seed, task in enumerate(teachers)}
+    with torch.no_grad():
+        for task, teacher in teachers.items():
+            wanted, said = teacher(new[task]).argmax(dim=1), heads[task](student(new[task])).argmax(dim=1)
+            # Always naming what the teacher names most often would come to that share.
+            often = float(wanted.bincount().max()) / len(wanted)
+            assert float((wanted == said).float().mean()) > often + 0.15, task
+            for one, was in zip(teacher.parameters(), before[task], strict=True):
+                assert torch.equal(one, was)
+                assert one.grad is None
+
+
+def test_a_student_that_answers_itself_has_a_head_that_does_nothing() -> None:
+    teacher, shown = own_teachers()["animals"], own_pictures()["animals"]
+    torch.manual_seed(5)
+    student = nn.Sequential(nn.Flatten(), nn.Linear(432, 4))
+    first = student[1].weight.clone()
+    few = replace(SHORT, steps=20)
+    taught(student, {"animals": nn.Identity()}, {"animals": teacher}, {"animals": shown}, recipe=few, progress=False)
+    assert not torch.equal(student[1].weight, first)
+    assert student(shown[:5]).shape == (5, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"heads": {"animals": nn.Linear(24, 4)}}, "the heads and the pictures differ in the task 'tools'"),
+        ({"teachers": {}}, "the teachers and the pictures differ in the task 'animals'"),
+        ({"teachers": own_teachers() | {"tools": nn.Flatten().train()}}, "the teacher of 'tools' is in training mode"),
+        ({"pictures": own_pictures(2) | {"tools": torch.rand(0, 3, 12, 12)}}, "there are no pictures of 'tools'"),
+        (
+            {"pictures": own_pictures(2) | {"tools": torch.rand(2, 1, 12, 12)}},
+            r"'tools', \(1, 12, 12\), cannot be given",
+        ),
+        (
+            {"heads": {"animals": nn.Linear(24, 4), "tools": nn.Linear(24, 5)}},
+            r"about one picture of 'tools' the teacher answers \(1, 3\) and the student \(1, 5\)",
+        ),
+        (
+            {"student": nn.Flatten(), "heads": {"animals": nn.Identity(), "tools": nn.Identity()}},
+            "student and heads have no parameter",
+        ),
+        (
+            {
+                "student": nn.AdaptiveAvgPool3d((3, 1, 8)),
+                "heads": {task: nn.Sequential(nn.Flatten(), nn.Linear(24, 3)) for task in ("animals", "tools")},
+                "teachers": {task: lambda images: torch.zeros(len(images), 3) for task in ("animals", "tools")},
+                "pictures": own_pictures(2) | {"tools": torch.rand(2, 3, 16, 16)},
+            },
+            r"have several shapes \(animals \(3, 12, 12\), tools \(3, 16, 16\)\)",
+        ),
+    ],
+)
+def test_what_does_not_fit_each_other_is_one_sentence(change: dict, says: str) -> None:
+    given = {
+        "student": Mixed(),
+        "heads": {"animals": nn.Linear(24, 4), "tools": nn.Linear(24, 3)},
+        "teachers": own_teachers(),
+        "pictures": own_pictures(2),
+        **change,
+    }
+    with pytest.raises(ApgdTeachError, match=says) as caught:
+        taught(**given, recipe=SHORT, progress=False)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_student_knows_its_tasks_only(student: Student) -> None:
