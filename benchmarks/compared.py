@@ -125,7 +125,12 @@ def overview(trials: Suites, labels: Iterable[str], title: str) -> Table:
     for label in labels:
         cells = [mean(shares(mine, label)) for mine in by_family.values()]
         middle = fmean(one.points for one in cells)
-        rows.append((middle, (label, *(plain(one, 0) for one in cells), f"{middle:.0f}".replace("-", "−"), worsts(trials, label))))
+        rows.append(
+            (
+                middle,
+                (label, *(plain(one, 0) for one in cells), f"{middle:.0f}".replace("-", "−"), worsts(trials, label)),
+            )
+        )
     rows.sort(key=lambda row: (-row[0], row[1][0]))
     return Table(
         ("network", *by_family, "mean", "worst task %"),

@@ -235,3 +235,22 @@ def test_whatever_needs_the_whole_course_runs_in_one_process() -> None:
     assert {group(f"tests/{path}::test_one[a/b]") for path in wanting} == {"course"}
     assert group("tests/data/test_idx.py::test_one") == group("tests/data/test_full.py::test_other")
     assert group("tests/merging/test_ties.py::test_one") != group("tests/merging/test_dare.py::test_one")
+
+
+def test_a_dev_container_installs_the_course_and_finds_it() -> None:
+    found = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8"))
+    assert found["postCreateCommand"].split()[:2] == ["python3", "run.py"]
+    assert found["postCreateCommand"].split()[2] in runpy.run_path(str(ROOT / "run.py"))["COMMANDS"]
+    image, _, version = found["image"].partition(":")
+    assert image.endswith("/python")
+    assert SpecifierSet(project()["project"]["requires-python"]).contains(version)
+    interpreter = found["customizations"]["vscode"]["settings"]["python.defaultInterpreterPath"]
+    assert interpreter == "${containerWorkspaceFolder}/.venv/bin/python"
+
+
+def test_the_links_between_documents_lead_to_files() -> None:
+    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")):
+        text = re.sub(r"(?s)```.*?```|`[^`]*`", "", path.read_text(encoding="utf-8"))
+        for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
+            if not re.match(r"[a-z]+:", link):
+                assert (path.parent / link).exists(), f"{path.name}: {link}"

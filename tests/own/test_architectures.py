@@ -43,7 +43,7 @@ def timm_vit() -> nn.Module:
 
 NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
     "resnet18": lambda: models.resnet18(num_classes=10),
-    "bottlenecks of resnet50": lambda: models.ResNet(models.resnet.Bottleneck, [1, 1, 1, 1], num_classes=10),
+    "resnet50": lambda: models.resnet50(num_classes=10),
     "vit": vit,
     "mobilenet_v3_small": lambda: models.mobilenet_v3_small(num_classes=10),
     "timm's vit_tiny": timm_vit,
@@ -90,7 +90,7 @@ def saved(folder: Path, base: State, experts: Mapping[str, State], dtype: torch.
 # By apgd those whose layers are small: a ResNet of full width takes it a minute.
 METHODS = {
     "resnet18": "average",
-    "bottlenecks of resnet50": "average",
+    "resnet50": "average",
     "vit": "apgd",
     "mobilenet_v3_small": "apgd",
     "timm's vit_tiny": "apgd",
@@ -98,6 +98,7 @@ METHODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", list(NETWORKS))
 def test_files_of_a_known_architecture_are_checked_and_merged(network: str, tmp_path: Path) -> None:
     base, experts = made(NETWORKS[network])
