@@ -30,9 +30,10 @@ include_patterns = [
     "notebooks/*.ipynb",
     "benchmarks/*.md",
     "apgd_teach/data/bundle/LICENSES.md",
+    "apgd_teach/data/cards/*.md",
 ]
 
-myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_enable_extensions = ["dollarmath", "amsmath", "tasklist"]
 myst_heading_anchors = 3
 myst_dmath_allow_labels = False
 nb_execution_mode = "off"  # they were run by `apgd-teach build`, which also saw to it that what they say is true
