@@ -131,11 +131,18 @@ def modules_first() -> None:
             setattr(sys.modules[room], last, module)
 
 
+def spoken(app: Sphinx, name: str, template: str, context: dict[str, Any], tree: nodes.document | None) -> None:
+    """The language of a page, for whoever reads it aloud: `decision.ja` is Japanese."""
+    if name.endswith(".ja"):
+        context["language"] = "ja"
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     modules_first()
     app.add_html_math_renderer("mathml", (math, None), (math_block, None))
     app.connect("autodoc-process-docstring", docstring, priority=100)
     app.connect("autodoc-process-docstring", colons, priority=900)
     app.connect("source-read", page)
+    app.connect("html-page-context", spoken)
     app.connect("doctree-resolved", code_to_api)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

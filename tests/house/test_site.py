@@ -102,6 +102,12 @@ def test_equations_and_code_lead_to_each_other(pages: dict[Path, Page], site: Pa
     assert any(link.startswith("../../notebooks/05_") for link in pages[basis].links)
 
 
+def test_each_page_says_its_language(pages: dict[Path, Page], site: Path) -> None:
+    spoken = {path.name: path.read_text(encoding="utf-8").partition('lang="')[2][:2] for path in pages}
+    assert spoken.pop("decision.ja.html") == "ja"
+    assert set(spoken.values()) == {"en"}
+
+
 def test_every_picture_of_a_lesson_has_words(pages: dict[Path, Page], site: Path) -> None:
     counted = 0
     for path, page in pages.items():
