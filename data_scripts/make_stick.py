@@ -160,10 +160,11 @@ def make(out: Path, names: Sequence[str], pythons: Sequence[str], extra_index: s
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
         stick = Path(folder, "stick")
         course(stick / "course")
-        if names:
-            wheels(stick / "wheels", names, pythons, extra_index)
         if train:
             networks(stick / "networks", stick / "pages")
+            call([sys.executable, "-m", "apgd_teach.course.slides", str(stick / "slides")], "Making slides")
+        if names:
+            wheels(stick / "wheels", names, pythons, extra_index)
         shutil.copy(INSTALLER, stick)
         (stick / "stick.json").write_text(json.dumps({"platforms": list(names), "pythons": list(pythons)}) + "\n")
         (stick / "SHA256SUMS").write_text(sums(stick), encoding="utf-8")
@@ -178,15 +179,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--extra-index", help="where else wheels may be found")
     parser.add_argument("--without-networks", action="store_true", help="do not run the course first")
     given = parser.parse_args(arguments)
+    out = given.folder.resolve()
     this = ".".join(platform.python_version_tuple()[:2])
     pythons = given.python or [this]
     try:
-        make(given.folder, given.platform or [HERE], pythons, given.extra_index, train=not given.without_networks)
+        make(out, given.platform or [HERE], pythons, given.extra_index, train=not given.without_networks)
     except (StickError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    size = sum(path.stat().st_size for path in given.folder.rglob("*") if path.is_file()) / 1e9
-    print(f"{given.folder} is ready, {size:.1f} GB. On a laptop: python3 {given.folder / 'install.py'}")
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e9
+    print(f"{out} is ready, {size:.1f} GB. On a laptop: python3 {out / 'install.py'}")
     return 0
 
 

@@ -45,7 +45,7 @@ def docstring(app: Sphinx, kind: str, name: str, thing: object, options: Any, li
             spans[place] = TAUGHT.sub(_lessons_in_docstring, plain)
     joined = "".join(spans)
     # Napoleon takes what stands before a colon, in the words of one value, for its type.
-    lines[:] = (joined.replace(":", COLON) if kind in ("attribute", "data") else joined).split("\n")
+    lines[:] = (joined.replace(":", COLON) if kind in ("attribute", "data", "property") else joined).split("\n")
 
 
 def colons(app: Sphinx, kind: str, name: str, thing: object, options: Any, lines: list[str]) -> None:

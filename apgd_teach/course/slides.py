@@ -39,14 +39,14 @@ _PAGE = """<!doctype html>
 html {{ scroll-snap-type: y mandatory; font: 3.2vmin/1.4 "DejaVu Sans", "Segoe UI", sans-serif; color: #111; }}
 body {{ margin: 0; }}
 section {{ box-sizing: border-box; height: 100vh; padding: 5vmin 8vmin; scroll-snap-align: start; overflow: auto;
-  display: flex; flex-direction: column; justify-content: center; break-after: page; }}
+  display: flex; flex-direction: column; justify-content: safe center; break-after: page; }}
 h1 {{ font-size: 2em; margin: 0 0 .5em; }}
 h2 {{ font-size: 1em; margin: 0 0 1em; color: #555; font-weight: normal; }}
 img {{ max-width: 100%; max-height: 74vh; object-fit: contain; align-self: center; }}
 .formulas {{ font-size: 1.3em; }}
 .question {{ font-size: 1.4em; }}
-.showed {{ font-size: .8em; }}
-table {{ border-collapse: collapse; font-size: .8em; }}
+.showed {{ font-size: min(.8em, 2vw); }}
+table {{ border-collapse: collapse; font-size: min(.8em, 2.4vw, 2.6vh); }}
 td, th {{ padding: .2em .6em; border-bottom: 1px solid #ccc; }}
 footer {{ position: fixed; right: 2vmin; bottom: 1vmin; font-size: .5em; color: #555; }}
 </style>

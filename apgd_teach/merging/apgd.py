@@ -92,8 +92,8 @@ class Apgd:
         softness: κ, for "auto": the share of all energy at which a direction is half protected.
         power: p, for "full": weight sᵖ of a task's singular directions in its residual.
         directions: for "full": share of r of each task's directions that count; 1 counts all.
-        filter, strength: for "full" and "exact": "time" and a time (3 when None), or "cutoff" and a share (0.001 when
-            None); see `spectral_filter`.
+        filter: for "full" and "exact": "time" or "cutoff"; see `spectral_filter`.
+        strength: of the filter: a time (3 when None), or a share (0.001 when None).
         flatten: share by which the singular values of the solved M are drawn to their mean: 0 leaves them.
         trim: share of each expert's largest |τ| over all merged layers in whose places (τᵢ + Δ) is kept; 1 keeps all.
         coefficient: c of λᵢ = min(1, c·median‖τ‖/‖τᵢ‖); when None 1/T, T the tasks that moved in the layer, so that

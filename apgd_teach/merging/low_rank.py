@@ -175,6 +175,8 @@ class LowRank:
                 made.mkdir()
                 (made / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
                 save_file(tensors, made / "adapter_model.safetensors", metadata={"format": "pt"})
+                # What writes safetensors makes a file that only its owner may read.
+                (made / "adapter_model.safetensors").chmod((made / CONFIG).stat().st_mode & 0o777)
                 os.replace(made, place)
         except (OSError, SafetensorError) as error:
             raise MergeError(

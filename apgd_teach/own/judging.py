@@ -274,13 +274,29 @@ def _verdict(answers: object, task: str) -> Verdict:
             predicted, labels = (torch.as_tensor(one).cpu() for one in answers)
         except (TypeError, ValueError, RuntimeError):
             predicted = labels = torch.empty(0)
-        whole = not (predicted.is_floating_point() or labels.is_floating_point())
-        if whole and predicted.ndim == 1 and predicted.shape == labels.shape and len(labels):
+        wrong = _no_classes(predicted, labels)
+        if not wrong:
             return Verdict(100 * float((predicted == labels).double().mean()), predicted, labels)
+        raise ApgdTeachError(
+            f"the evaluation returned {wrong} for '{task}'; return (predictions, labels), one class, a whole number, "
+            "for each example in both."
+        )
     raise ApgdTeachError(
         f"the evaluation returned a {type(answers).__name__} for '{task}'; return (predictions, labels), one class, a "
         "whole number, for each example in both, or a score from 0 to 100."
     )
+
+
+def _no_classes(predicted: Tensor, labels: Tensor) -> str:
+    """Why these are no classes and right classes; "" where they are."""
+    for name, one in (("predictions", predicted), ("labels", labels)):
+        if one.numel() == 0:
+            return f"no {name}"
+        if one.is_floating_point():
+            return f"{name} that are no whole numbers ({str(one.dtype).removeprefix('torch.')})"
+        if one.ndim != 1:
+            return f"{name} of shape {tuple(one.shape)}"
+    return "" if predicted.shape == labels.shape else f"{len(predicted)} predictions and {len(labels)} labels"
 
 
 # Whether to merge, and how

@@ -101,7 +101,8 @@ f"the function above and the library agree, in all {len(mine)} tensors"
 #
 # Every merge comes with an audit: what was done to each tensor, and how large the step $M = \theta^* - \theta_0$ was
 # beside the base. *merge*: a weight, which goes through the method as a matrix; *average*: a bias, which `merge`
-# averages whatever the method is, unless a policy says otherwise (lesson 03 shows when that hurts).
+# averages by most methods (lesson 06 has one that does not), unless a policy says otherwise; lesson 03 shows when that
+# hurts.
 
 # %%
 average_mild.audit.table()
