@@ -272,9 +272,9 @@ def _verdict(answers: object, task: str) -> Verdict:
     if isinstance(answers, tuple) and len(answers) == 2:
         try:
             predicted, labels = (torch.as_tensor(one).cpu() for one in answers)
+            wrong = _no_classes(predicted, labels)
         except (TypeError, ValueError, RuntimeError):
-            predicted = labels = torch.empty(0)
-        wrong = _no_classes(predicted, labels)
+            wrong = "what is no list of numbers"
         if not wrong:
             return Verdict(100 * float((predicted == labels).double().mean()), predicted, labels)
         raise ApgdTeachError(

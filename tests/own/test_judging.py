@@ -129,9 +129,11 @@ def test_a_score_has_neither_intervals_nor_classes(world: World) -> None:
         ("good", "returned a str for 'ada'"),
         (True, "returned a bool for 'ada'"),
         (171.0, "gave 171.0 for 'ada'; a score is a number from 0 to 100"),
-        (([1, 2], [1]), "returned a tuple for 'ada'"),
-        ((["cat"], ["dog"]), "returned a tuple for 'ada'"),
-        (([], []), "returned a tuple for 'ada'"),
+        (([1, 2], [1]), "returned 2 predictions and 1 labels for 'ada'; return"),
+        ((["cat"], ["dog"]), "returned what is no list of numbers for 'ada'; return"),
+        (([], []), "returned no predictions for 'ada'"),
+        (([1.0, 2.0], [1, 2]), r"returned predictions that are no whole numbers \(float32\) for 'ada'"),
+        ((torch.ones(5, 10).long(), torch.ones(5).long()), r"returned predictions of shape \(5, 10\) for 'ada'"),
     ],
 )
 def test_an_evaluation_that_says_something_else_is_told_so(world: World, answers: object, says: str) -> None:
