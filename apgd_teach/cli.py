@@ -154,7 +154,7 @@ def _setting(text: str) -> tuple[str, object]:
     """NAME=VALUE: a value that Python can read is read (3, 0.5, True, None), anything else is text."""
     name, sign, value = text.partition("=")
     if not sign or not name.isidentifier():
-        raise argparse.ArgumentTypeError(f"'{text}' is not NAME=VALUE, as in SEED=1")
+        raise argparse.ArgumentTypeError(f"'{text}' is not NAME=VALUE, as in SEED=1 or coefficient=0.3")
     if value.lower() in ("true", "false"):
         return name, value.lower() == "true"
     try:

@@ -368,6 +368,8 @@ def compress(options: argparse.Namespace) -> int:
     print(made.table())
     size = sum(path.stat().st_size for path in options.out.iterdir()) / 1e6
     print(f"\n{options.out}: {_size(size)}, {100 * made.numbers / made.full:.1f} % of the numbers that changed.")
+    if made.numbers >= made.full:
+        print("Nothing became smaller: every layer's products would have as many numbers as the layer. Ask for less.")
     return 0
 
 

@@ -261,6 +261,10 @@ def judge(
                     f"the evaluation gave {label} other examples of '{task}' than the expert; give every network the "
                     "same ones, in the same order."
                 )
+    every = [one for group in (own, start, *merged.values()) for one in group.values()]
+    if all(one.labels is None for one in every) and 0 < max(one.accuracy for one in every) <= 1:
+        most = max(one.accuracy for one in every)
+        raise ApgdTeachError(f"no score is above 1 (the highest is {most:g}), as if they were shares; give per cent.")
     return Judged(own, start, merged)
 
 
@@ -352,15 +356,15 @@ class Choice:
         return Table(
             (
                 "candidate",
-                "mean %",
+                "mean %" if len(set(self.priorities.values())) == 1 else "weighted mean %",
                 "lost, points",
                 "most that a task lost",
                 f"tasks that lost more than {self.tolerance:g}",
             ),
             rows,
             caption="Candidates by their mean on the examples that choose",
-            note=f"Weights of the tasks: {weights}. The best of {len(rows)} looks better here than it is: report it on "
-            "examples that chose nothing.",
+            note=f"Weights of the tasks: {weights}. The base has {self.mean(self.judged.base):.1f} %. The best of "
+            f"{len(rows)} looks better here than it is: report it on examples that chose nothing.",
             bold=[0],
         )
 

@@ -146,7 +146,7 @@ def add_commands(commands: Any, setting: Callable[[str], tuple[str, object]]) ->
         type=Path,
         required=True,
         metavar="FILE",
-        help="a new .safetensors file, or a folder, sharded as BASE is",
+        help="a .safetensors file, or a folder, sharded as BASE is; one that is there is replaced by the whole new one",
     )
     merge.add_argument(
         "--report", type=Path, action="append", default=[], metavar="FILE", help="the audit, as .json, .md or .html"

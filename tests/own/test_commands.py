@@ -411,7 +411,14 @@ def test_compress_keeps_what_was_asked_for_and_gives_the_model_back(
     expected = low_rank(load_file("base.safetensors"), load_file("merged.safetensors"), share=0.4)
     for name, one in expected.state_dict(load_file("base.safetensors")).items():
         torch.testing.assert_close(load_file("again.safetensors")[name], one, atol=1e-6, rtol=1e-5)
-    capsys.readouterr()
+    small = Path("small")
+    assert {path.stat().st_mode & 0o777 for path in small.iterdir()} == {
+        Path("merged.safetensors").stat().st_mode & 0o777
+    }
+    said = capsys.readouterr().out
+    assert "Nothing became smaller" not in said
+    assert main(["compress", "base.safetensors", "merged.safetensors", "--share", "1", "--out", "whole"]) == 0
+    assert "Nothing became smaller" in capsys.readouterr().out
     for wrong, says in (
         (["--share", "0.4", "--out", "small"], "'small' is there already"),
         (["--energy", "1.4", "--out", "other"], "energy"),

@@ -37,7 +37,9 @@ def test_every_command_of_the_page_works(tmp_path: Path, monkeypatch: pytest.Mon
         save_file(near, f"{name}.safetensors")
     save_file({**base, "a.weight": base["a.weight"] + 0.1, "head.weight": torch.zeros(7, 24)}, "wider_head.safetensors")
     Path("about.json").write_text('{"title": "ada and ben", "sources": {"ada": {"data": "made up"}}}')
-    Path("my_eval.py").write_text("def evaluate(state, task):\n    return 50.0\n")
+    (program,) = re.findall(r"^```py\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    assert program.startswith("# my_eval.py\n")
+    Path("my_eval.py").write_text(program)
     typed = commands()
     assert len(typed) == 12
     for line in typed:

@@ -141,6 +141,13 @@ def test_an_evaluation_that_says_something_else_is_told_so(world: World, answers
         judge(world.base, world.experts, {}, lambda state, task: answers, progress=False)
 
 
+def test_shares_are_not_taken_for_per_cent(world: World) -> None:
+    with pytest.raises(ApgdTeachError, match=r"no score is above 1 \(the highest is 0.93\).*give per cent"):
+        judge(world.base, world.experts, {"x": world.base}, lambda state, task: 0.93, progress=False)
+    nothing = judge(world.base, world.experts, {"x": world.base}, lambda state, task: 0, progress=False)
+    assert nothing.of("x")["ada"].accuracy == 0
+
+
 def test_networks_have_to_see_the_same_examples(world: World) -> None:
     def shuffled(state: State, task: str) -> tuple[Tensor, Tensor]:
         predicted, labels = world.evaluate(state, task)
@@ -163,6 +170,8 @@ def test_the_best_by_the_priorities_is_chosen_and_the_audit_says_that_data_did_i
     assert found.table().rows[0][0] == found.best
     only = {task: float(task == "cleo") for task in TASKS}
     tilted = choose(world.base, world.experts, world.evaluate, candidates, priorities=only, progress=False)
+    assert (found.table().columns[1], tilted.table().columns[1]) == ("mean %", "weighted mean %")
+    assert f"The base has {found.mean(found.judged.base):.1f} %." in found.table().note
     cleo = {label: verdicts["cleo"].accuracy for label, verdicts in tilted.judged.merged.items()}
     assert cleo[tilted.best] == max(cleo.values())
 
