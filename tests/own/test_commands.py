@@ -417,7 +417,7 @@ def test_compress_keeps_what_was_asked_for_and_gives_the_model_back(
     }
     said = capsys.readouterr().out
     assert "Nothing became smaller" not in said
-    assert main(["compress", "base.safetensors", "merged.safetensors", "--share", "1", "--out", "whole"]) == 0
+    assert main(["compress", "base.safetensors", "merged.safetensors", "--energy", "1", "--out", "whole"]) == 0
     assert "Nothing became smaller" in capsys.readouterr().out
     for wrong, says in (
         (["--share", "0.4", "--out", "small"], "'small' is there already"),
