@@ -329,6 +329,8 @@ def test_a_number_that_differs_by_rounding_is_not_noticed(built):
         ("a  9.9 ", "a 9.9", True),
         ("<td>1.5</td>", "<td>1.7</td>", False),
         ("conv1", "conv2", False),
+        ("9e860a4af23d", "9e860a4af23d", True),
+        ("9e860a4af23d", "9e861a4af23d", False),
     ],
 )
 def test_numbers_agree_within_what_is_shown(a, b, same):

@@ -416,7 +416,7 @@ def test_the_merging_room_imports_nothing_of_the_data() -> None:
             named = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             named += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             allowed = tuple(
-                f"apgd_teach.{one}" for one in ("merging", "errors", "guard", "tables", "devices", "progress")
+                f"apgd_teach.{one}" for one in ("merging", "errors", "files", "guard", "tables", "devices", "progress")
             )
             for name in named:
                 assert not name.startswith("apgd_teach.") or name.startswith(allowed), f"{path.name} imports {name}"
