@@ -184,8 +184,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pythons = given.python or [this]
     try:
         make(out, given.platform or [HERE], pythons, given.extra_index, train=not given.without_networks)
-    except (StickError, OSError) as error:
+    except StickError as error:
         print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"'{out}' cannot be made ({error.strerror}); free some space, or name another folder.", file=sys.stderr)
         return 1
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e9
     print(f"{out} is ready, {size:.1f} GB. On a laptop: python3 {out / 'install.py'}")

@@ -135,8 +135,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         published = sorted(notebooks_folder().glob("[0-9][0-9]_*.ipynb"))
         for path in published:
             write_atomically(given.folder / f"{path.stem}.html", to_page(read_notebook(path)).encode())
-    except (CourseError, OSError) as error:
+    except CourseError as error:
         print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"'{given.folder}' cannot be written to ({error.strerror}); name another folder.", file=sys.stderr)
         return 1
     print(f"{len(published)} pages of slides are in {given.folder}.")
     return 0
